@@ -1,0 +1,1 @@
+"""What was learnt: measurements of a dictionary at work."""

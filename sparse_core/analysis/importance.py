@@ -1,0 +1,68 @@
+"""How much each atom moves the model's features, measured on examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..coding import importance
+from ..controls import SparseAdapter
+from ..dictionary import SparseDictionary
+from ..hosts.base import Host
+from ..layers import Site
+from ..plan import AtomRef
+from ..training.examples import Example, draw_batch
+
+
+class Measurement:
+    """An observer of one adapter: running means per site."""
+
+    def __init__(self, dictionary: SparseDictionary) -> None:
+        self.dictionary = dictionary
+        self.importance = {site: torch.zeros(len(atoms)) for site, atoms in dictionary.sites.items()}
+        self.active = dict.fromkeys(dictionary.sites, 0.0)
+        self.calls = dict.fromkeys(dictionary.sites, 0)
+
+    def __call__(self, site: Site, atoms: Sequence[AtomRef], z: Tensor, y: Tensor) -> None:
+        """See `Observer`."""
+        index = torch.tensor([ref.atom for ref in atoms])
+        directions = self.dictionary.sites[site].directions.to(z.device)[index]
+        self.calls[site] += 1
+        self.importance[site][index] += importance(z, directions, y).cpu()
+        self.active[site] += float((z != 0).float().mean())
+
+    def mean_importance(self) -> dict[Site, Tensor]:
+        """(m,) per site, 0 where an atom was never at work."""
+        return {site: total / max(self.calls[site], 1) for site, total in self.importance.items()}
+
+    def active_share(self) -> float:
+        """Share of coefficients that are not zero, averaged over sites."""
+        shares = [total / self.calls[site] for site, total in self.active.items() if self.calls[site]]
+        return sum(shares) / max(len(shares), 1)
+
+
+@torch.no_grad()
+def measure(
+    host: Host, dictionary: SparseDictionary, examples: Sequence[Example], *, batches: int = 8, seed: int = 0
+) -> Measurement:
+    """Runs the model with the whole dictionary on noisy examples, evenly spread over the noise levels."""
+    measurement = Measurement(dictionary)
+    generator = torch.Generator().manual_seed(seed)
+    with host.patched([SparseAdapter(dictionary)], measurement):
+        for batch in range(batches):
+            latents, condition, noise, _ = draw_batch(host, examples, min(4, len(examples)), generator)
+            progress = (torch.arange(len(latents)) + (batch + 0.5) / batches) / len(latents)
+            host.denoise(host.add_noise(latents, noise, progress), progress, condition)
+    return measurement
+
+
+def with_importance(dictionary: SparseDictionary, measured: Measurement) -> SparseDictionary:
+    """The dictionary with its measured importance stored."""
+    means = measured.mean_importance()
+    return replace(
+        dictionary,
+        sites={site: replace(atoms, importance=means[site]) for site, atoms in dictionary.sites.items()},
+    )

@@ -1,0 +1,266 @@
+"""Controls: what an artist turns. Each is a value that acts on a selection of atoms; a chain of them never changes the
+dictionary it hangs on.
+
+How they compose, for one atom, whatever the order unless said otherwise:
+
+- weights: ``scale`` multiplies, ``set`` replaces what stood before it (so order matters for ``set`` alone);
+- masks: multiply, so two masks on one atom leave it their intersection. Masks on different atoms are independent: where
+  they overlap, both updates act and add up;
+- schedules: multiply;
+- conditioning: an atom acts only on the prompts that every choice allows;
+- keep: an atom acts only where every choice keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .addresses import ALL, Selection
+from .dictionary import SparseDictionary
+from .layers import Site
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """What a chain of controls amounts to for the m atoms of one site. On the CPU, wherever the atoms are."""
+
+    weight: Tensor
+    """(m,) float32."""
+    masks: Tensor
+    """(masks, m) bool: which masks of the chain hold for an atom."""
+    schedules: Tensor
+    """(schedules, m) bool: likewise."""
+    positive: Tensor
+    """(m,) bool: whether the atom acts on the positive prompt."""
+    negative: Tensor
+    """(m,) bool: whether it acts on the negative prompt."""
+
+    @classmethod
+    def neutral(cls, m: int) -> SiteState:
+        """The state without any control."""
+        empty = torch.zeros(0, m, dtype=torch.bool)
+        every = torch.ones(m, dtype=torch.bool)
+        return cls(torch.ones(m), empty, empty, every, every)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a chain of controls amounts to: per site, with the masks and curves that the sites refer to."""
+
+    sites: Mapping[Site, SiteState]
+    masks: tuple[Tensor, ...] = ()
+    """(pictures, height, width) each, in 0..1, over the whole picture."""
+    curves: tuple[Curve, ...] = ()
+
+    def update(self, selected: Mapping[Site, Tensor], change: Callable[[SiteState, Tensor], SiteState]) -> State:
+        """The state with ``change(site state, selected atoms)`` at every site."""
+        return replace(self, sites={site: change(state, selected[site]) for site, state in self.sites.items()})
+
+
+class Control(Protocol):
+    """One turn of one knob."""
+
+    def apply(self, state: State, dictionary: SparseDictionary) -> State:
+        """The state after this control."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Multiplies the selected atoms' updates by ``value``, or sets the factor to it. 0 mutes, negative values subtract."""
+
+    selection: Selection
+    value: float
+    operation: Literal["set", "scale"] = "set"
+
+    def apply(self, state: State, dictionary: SparseDictionary) -> State:
+        def change(site: SiteState, selected: Tensor) -> SiteState:
+            value = self.value if self.operation == "set" else site.weight * self.value
+            return replace(site, weight=torch.where(selected, value, site.weight))
+
+        return state.update(self.selection.resolve(dictionary), change)
+
+
+@dataclass(frozen=True)
+class Solo:
+    """Mutes every atom but the selected."""
+
+    selection: Selection
+
+    def apply(self, state: State, dictionary: SparseDictionary) -> State:
+        def change(site: SiteState, selected: Tensor) -> SiteState:
+            return replace(site, weight=torch.where(selected, site.weight, 0.0))
+
+        return state.update(self.selection.resolve(dictionary), change)
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Confines the selected atoms to a region of the picture: (height, width) or (pictures, height, width) in 0..1. A
+    mask of several pictures goes to the pictures of a batch in turn."""
+
+    mask: Tensor
+    selection: Selection = ALL
+
+    def __post_init__(self) -> None:
+        mask = self.mask if self.mask.ndim == 3 else self.mask[None]
+        if mask.ndim != 3 or 0 in mask.shape:
+            raise ValueError(f"A mask has shape {tuple(self.mask.shape)}; expected (pictures, height, width).")
+        if not bool(torch.isfinite(mask).all()):
+            raise ValueError("A mask holds NaN or infinite values; expected values from 0 to 1.")
+        object.__setattr__(self, "mask", mask.detach().float().clamp(0, 1))
+
+    def apply(self, state: State, dictionary: SparseDictionary) -> State:
+        def change(site: SiteState, selected: Tensor) -> SiteState:
+            return replace(site, masks=torch.cat([site.masks, selected[None]]))
+
+        state = state.update(self.selection.resolve(dictionary), change)
+        return replace(state, masks=(*state.masks, self.mask))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A factor over the course of sampling: 0 is the first, noisiest step, 1 the finished picture.
+
+    Zero outside ``start..end``; inside, ``values`` are equally spaced keyframes, joined as ``interpolation`` says.
+    """
+
+    start: float = 0.0
+    end: float = 1.0
+    values: tuple[float, ...] = (1.0,)
+    interpolation: Literal["linear", "cosine", "hold"] = "linear"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(f"A schedule runs from {self.start} to {self.end}; expected 0 <= start <= end <= 1.")
+        if not self.values:
+            raise ValueError("A schedule has no keyframes; expected at least one value.")
+
+    def __call__(self, progress: float) -> float:
+        """The factor at ``progress`` in 0..1."""
+        if not self.start <= progress <= self.end:
+            return 0.0
+        intervals = len(self.values) - 1
+        position = (progress - self.start) / (self.end - self.start) if self.end > self.start else 0.0
+        if self.interpolation == "hold":
+            return self.values[min(int(position * len(self.values)), intervals)]
+        at = min(int(position * intervals), max(intervals - 1, 0))
+        fraction = position * intervals - at
+        if self.interpolation == "cosine":
+            fraction = float(torch.sin(torch.tensor(fraction * torch.pi / 2)) ** 2)
+        following = self.values[min(at + 1, intervals)]
+        return self.values[at] + (following - self.values[at]) * fraction
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Lets the selected atoms act only during a part of sampling, or with a changing factor."""
+
+    curve: Curve
+    selection: Selection = ALL
+
+    def apply(self, state: State, dictionary: SparseDictionary) -> State:
+        def change(site: SiteState, selected: Tensor) -> SiteState:
+            return replace(site, schedules=torch.cat([site.schedules, selected[None]]))
+
+        state = state.update(self.selection.resolve(dictionary), change)
+        return replace(state, curves=(*state.curves, self.curve))
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Lets the selected atoms act on one of the two prompts only."""
+
+    prompt: Literal["positive", "negative"]
+    selection: Selection = ALL
+
+    def apply(self, state: State, dictionary: SparseDictionary) -> State:
+        def change(site: SiteState, selected: Tensor) -> SiteState:
+            if self.prompt == "positive":
+                return replace(site, negative=site.negative & ~selected)
+            return replace(site, positive=site.positive & ~selected)
+
+        return state.update(self.selection.resolve(dictionary), change)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The density slider: keeps the most important atoms and drops the rest.
+
+    ``density`` is the share kept (0..1); ``scope`` says among which atoms the share is taken; ``by`` ranks by importance
+    or, for comparison, at random with ``seed``.
+    """
+
+    density: float
+    scope: Literal["dictionary", "layer", "site"] = "dictionary"
+    by: Literal["importance", "random"] = "importance"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.density <= 1:
+            raise ValueError(f"Density is {self.density}; expected a share from 0 (no atom) to 1 (all atoms).")
+
+    def apply(self, state: State, dictionary: SparseDictionary) -> State:
+        kept = {site: torch.zeros(len(atoms), dtype=torch.bool) for site, atoms in dictionary.sites.items()}
+        scores = self._scores(dictionary)
+        for sites in self._groups(dictionary).values():
+            joined = torch.cat([scores[site] for site in sites])
+            best = joined.argsort(descending=True, stable=True)[: round(self.density * len(joined))]
+            flags = torch.zeros(len(joined), dtype=torch.bool).index_fill(0, best, True)
+            kept.update(zip(sites, flags.split([len(scores[site]) for site in sites]), strict=True))
+
+        def change(site: SiteState, selected: Tensor) -> SiteState:
+            return replace(site, weight=torch.where(selected, site.weight, 0.0))
+
+        return state.update(kept, change)
+
+    def _groups(self, dictionary: SparseDictionary) -> dict[object, list[Site]]:
+        groups: dict[object, list[Site]] = {}
+        for site in dictionary.sites:
+            groups.setdefault({"dictionary": None, "layer": site.layer, "site": site}[self.scope], []).append(site)
+        return groups
+
+    def _scores(self, dictionary: SparseDictionary) -> dict[Site, Tensor]:
+        if self.by == "importance":
+            return {site: atoms.importance.float().cpu() for site, atoms in dictionary.sites.items()}
+        generator = torch.Generator().manual_seed(self.seed)
+        return {site: torch.rand(len(atoms), generator=generator) for site, atoms in dictionary.sites.items()}
+
+
+@dataclass(frozen=True)
+class SparseAdapter:
+    """A dictionary with its controls, in the order in which they were added: what flows through the graph."""
+
+    dictionary: SparseDictionary
+    controls: tuple[Control, ...] = ()
+
+    def with_controls(self, *controls: Control) -> SparseAdapter:
+        """The adapter with more controls after its own. Each is tried at once, so that a selection that does not exist
+        is an error where it was made.
+
+        :raises AddressError: a selection picks nothing in this dictionary.
+        """
+        adapter = replace(self, controls=(*self.controls, *controls))
+        adapter.state  # noqa: B018 - resolves every selection
+        return adapter
+
+    def at_strength(self, strength: float) -> SparseAdapter:
+        """All atoms' weights times ``strength``."""
+        return self.with_controls(Weight(ALL, strength, "scale"))
+
+    @cached_property
+    def state(self) -> State:
+        """What the controls amount to."""
+        state = State({site: SiteState.neutral(len(atoms)) for site, atoms in self.dictionary.sites.items()})
+        for control in self.controls:
+            state = control.apply(state, self.dictionary)
+        return state
+
+
+Stack = Sequence[SparseAdapter]
+"""Adapters that act on one model together; their updates add up."""

@@ -1,0 +1,126 @@
+"""The dictionary: what one fine-tune learnt, as plain tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layers import Layer, Projection, Site, family, fingerprint
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """The atoms of one site: ``y' = y + sum_j z_j d_j`` with ``z = soft_threshold(encoder x + bias, threshold)``."""
+
+    encoder: Tensor
+    """(m, d_in) rows e_j."""
+    bias: Tensor
+    """(m,) c_j."""
+    threshold: Tensor
+    """(m,) theta_j >= 0; 0 makes the atom dense, as a LoRA's direction is."""
+    directions: Tensor
+    """(m, d_out) rows d_j; unit norm (or zero) once normalised."""
+    importance: Tensor
+    """(m,) mean |z_j| |d_j| over the rms of y, as measured in training; 0 where never measured."""
+    normalise: bool = True
+    """Whether the encoder reads x / rms(x) (a dictionary) or x itself (an imported LoRA)."""
+
+    def __len__(self) -> int:
+        return len(self.directions)
+
+    def __getitem__(self, index: Tensor | slice) -> Atoms:
+        """The selected atoms, in the order given."""
+        return replace(self, **{name: tensor[index] for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Field name to tensor, without the flag."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "normalise"}
+
+    def map(self, function) -> Atoms:
+        """The same atoms with ``function`` applied to every tensor."""
+        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
+
+    def unit_norm(self) -> Atoms:
+        """The same update with |d_j| = 1: soft thresholding is positively homogeneous, so the encoder takes the norm."""
+        norm = self.directions.norm(dim=1)  # (m,)
+        return replace(
+            self,
+            encoder=self.encoder * norm[:, None],
+            bias=self.bias * norm,
+            threshold=self.threshold * norm,
+            directions=self.directions / norm.clamp(min=torch.finfo(norm.dtype).tiny)[:, None],
+        )
+
+
+@dataclass(frozen=True)
+class SparseDictionary:
+    """One trained adapter. Never changed after it is made: controls and edits give new values."""
+
+    layers: tuple[Layer, ...]
+    """Every attention layer of the model it belongs to, in execution order: ``L17`` is ``layers[17]``."""
+    sites: Mapping[Site, Atoms]
+    """Atoms per site, sorted by site. A site may have any number of atoms, and need not be there."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What a person wants to know of it: title, trigger, training record, labels. JSON values."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sites", {site: self.sites[site] for site in sorted(self.sites, key=_site_order)})
+        for site, atoms in self.sites.items():
+            if not 0 <= site.layer < len(self.layers):
+                raise ValueError(f"{site} does not exist: the model has layers L0 to L{len(self.layers) - 1}.")
+            d_in, d_out = self.layers[site.layer].shape(site.projection)
+            expected = {"encoder": (len(atoms), d_in), "directions": (len(atoms), d_out)}
+            for name, tensor in atoms.tensors().items():
+                shape = expected.get(name, (len(atoms),))
+                if tuple(tensor.shape) != shape:
+                    raise ValueError(f"{site} {name} has shape {tuple(tensor.shape)}; expected {shape}.")
+
+    def __len__(self) -> int:
+        """Number of atoms over all sites."""
+        return sum(len(atoms) for atoms in self.sites.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal to the fingerprint of every model that this dictionary fits."""
+        return fingerprint(self.layers)
+
+    @property
+    def family(self) -> str:
+        """The model family in a user's words."""
+        return family(self.layers)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Atom address (``L17.v[137]``) to a plain-language label."""
+        return dict(self.metadata.get("labels", {}))
+
+    def check_fits(self, layers: Sequence[Layer]) -> None:
+        """
+        :raises ValueError: the dictionary belongs to a model with other layers.
+        """
+        if fingerprint(layers) != self.fingerprint:
+            raise ValueError(
+                f"This dictionary was made for another model: it fits {self.family}, the model is {family(layers)}. "
+                "Load the checkpoint it was trained on, or one of the same family."
+            )
+
+    def parameters(self) -> int:
+        """Number of stored values that act on a picture (importance does not)."""
+        return sum(t.numel() for atoms in self.sites.values() for n, t in atoms.tensors().items() if n != "importance")
+
+    def of_layer(self, layer: int) -> Iterator[tuple[Projection, Atoms]]:
+        """The sites of one layer."""
+        return ((site.projection, atoms) for site, atoms in self.sites.items() if site.layer == layer)
+
+    def map(self, function) -> SparseDictionary:
+        """The same dictionary with ``function(atoms)`` in place of every site's atoms."""
+        return replace(self, sites={site: function(atoms) for site, atoms in self.sites.items()})
+
+
+def _site_order(site: Site) -> tuple[int, int]:
+    return site.layer, "qkvo".index(site.projection)

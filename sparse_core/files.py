@@ -1,0 +1,202 @@
+"""Dictionaries on disk: one safetensors file, described in ``docs/file-format.md``."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from .dictionary import Atoms, SparseDictionary
+from .layers import PROJECTIONS, Layer, Site
+
+FORMAT = "sparse-atoms"
+VERSION = 1
+SUFFIX = ".safetensors"
+LARGEST_HEADER = 100_000_000
+"""Bytes; the limit of the safetensors library itself."""
+
+
+class DictionaryFileError(ValueError):
+    """A file is no dictionary that can be used; the message says what it is and what to do."""
+
+
+def save_dictionary(dictionary: SparseDictionary, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> Path:
+    """Writes a dictionary; the same content gives the same bytes. The file appears whole or not at all.
+
+    :raises DictionaryFileError: a value is NaN or infinite, or too large for ``dtype``.
+    """
+    tensors = {
+        _key(dictionary.layers[site.layer], site, name): tensor.detach().to("cpu", dtype).contiguous()
+        for site, atoms in dictionary.sites.items()
+        for name, tensor in atoms.tensors().items()
+    }
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise DictionaryFileError(
+                f"{name} holds NaN or infinite values, so nothing was saved. Train again with a lower learning rate."
+            )
+    header = {
+        "format": FORMAT,
+        "format_version": str(VERSION),
+        "family": dictionary.family,
+        "fingerprint": dictionary.fingerprint,
+        "layers": _dump([list(layer) for layer in dictionary.layers]),
+        "dense_input": _dump([str(site) for site, atoms in dictionary.sites.items() if not atoms.normalise]),
+        "metadata": _dump({k: v for k, v in dictionary.metadata.items() if not k.startswith("modelspec.")}),
+        **{key: str(value) for key, value in dictionary.metadata.items() if key.startswith("modelspec.")},
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, _canonical(save(tensors, metadata=header)))
+    return path
+
+
+def load_dictionary(path: str | os.PathLike) -> SparseDictionary:
+    """Reads a dictionary as float32 on the CPU, every name, shape and value checked.
+
+    :raises DictionaryFileError: the file is missing, broken, of another kind or made by a newer version.
+    """
+    path = Path(path)
+    header = read_header(path)
+    if header.get("format") != FORMAT:
+        raise DictionaryFileError(f"{path.name} is {_what_is(header)}, not a sparse dictionary. {_what_to_do(header)}")
+    version = header.get("format_version", "")
+    if not version.isdigit() or int(version) > VERSION:
+        raise DictionaryFileError(
+            f"{path.name} is in format version {version or '(none)'}; this program reads up to {VERSION}. Update Sparse Atoms."
+        )
+    try:
+        layers = tuple(Layer(str(name), *map(int, shape)) for name, *shape in json.loads(header["layers"]))
+        dense_input = set(json.loads(header["dense_input"]))
+        metadata = dict(json.loads(header["metadata"]))
+        tensors = load_file(path)
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise DictionaryFileError(f"{path.name} is damaged: {error}. Get the file anew.") from error
+    sites = _read_sites(path.name, layers, dense_input, tensors)
+    metadata |= {key: value for key, value in header.items() if key.startswith("modelspec.")}
+    try:
+        return SparseDictionary(layers, sites, metadata)
+    except ValueError as error:
+        raise DictionaryFileError(f"{path.name} is damaged: {error} Get the file anew.") from error
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The ``__metadata__`` of a safetensors file, without reading its tensors. Tensor names of foreign files are kept
+    under ``""`` so that an error can say what the file is.
+
+    :raises DictionaryFileError: the file is missing, empty, truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise DictionaryFileError(f"There is no file {path.name}. Refresh the list, or save the dictionary again.")
+    size = path.stat().st_size
+    if size == 0:
+        raise DictionaryFileError(f"{path.name} is empty: it was not written or copied to the end. Get the file anew.")
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= LARGEST_HEADER:
+            raise DictionaryFileError(
+                f"{path.name} is not a safetensors file. A dictionary ends in {SUFFIX} and is made by Train or Save Sparse "
+                "Dictionary; pickle files (.pt, .ckpt, .bin) are never read."
+            )
+        raw = file.read(length)
+    try:
+        entries = json.loads(raw)
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if len(raw) < length:
+            raise DictionaryFileError(f"{path.name} is cut off in its header. Get the file anew.") from error
+        raise DictionaryFileError(f"{path.name} is not a safetensors file: its header can't be read.") from error
+    if size < 8 + length + max(ends, default=0):
+        raise DictionaryFileError(
+            f"{path.name} is cut off: {size} bytes of {8 + length + max(ends, default=0)}. Get the file anew."
+        )
+    return {
+        **entries.get("__metadata__", {}),
+        "": " ".join(name for name in entries if name != "__metadata__")[:100_000],
+    }
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes to a temporary name beside ``path``, then renames: a reader never sees half a file."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _key(layer: Layer, site: Site, name: str) -> str:
+    return f"{layer.name}.{site.projection}.{name}"
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _canonical(data: bytes) -> bytes:
+    """The same file with its header in one order: the library writes metadata in the order of a hash map."""
+    length = struct.unpack("<Q", data[:8])[0]
+    entries = json.loads(data[8 : 8 + length])
+    entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + data[8 + length :]
+
+
+def _read_sites(
+    file: str, layers: tuple[Layer, ...], dense_input: set[str], tensors: Mapping[str, Tensor]
+) -> dict[Site, Atoms]:
+    names = [f.name for f in fields(Atoms) if f.name != "normalise"]
+    remaining = {key: tensor.float() for key, tensor in tensors.items()}
+    sites = {}
+    for number, layer in enumerate(layers):
+        for projection in PROJECTIONS:
+            site = Site(number, projection)
+            found = {name: remaining.pop(key) for name in names if (key := _key(layer, site, name)) in remaining}
+            if not found:
+                continue
+            if missing := [name for name in names if name not in found]:
+                raise DictionaryFileError(f"{file} is damaged: {site} has no {', '.join(missing)}. Get the file anew.")
+            for name, tensor in found.items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise DictionaryFileError(f"{file} is damaged: {site} {name} holds NaN or infinite values.")
+            if bool((found["threshold"] < 0).any()):
+                raise DictionaryFileError(f"{file} is damaged: {site} has a negative threshold.")
+            sites[site] = Atoms(**found, normalise=str(site) not in dense_input)
+    if remaining:
+        raise DictionaryFileError(f"{file} holds tensors that belong to no layer, such as {next(iter(remaining))}.")
+    if not sites:
+        raise DictionaryFileError(f"{file} holds no atoms.")
+    return sites
+
+
+def _what_is(header: Mapping[str, str]) -> str:
+    names = header[""]
+    if "lora" in names.lower():
+        return "a LoRA"
+    if "diffusion_model" in names or "unet" in names or "down_blocks" in names:
+        return "a checkpoint"
+    return "another kind of safetensors file"
+
+
+def _what_to_do(header: Mapping[str, str]) -> str:
+    if "lora" in header[""].lower():
+        return "Use Load LoRA as Dictionary for it."
+    return "Pick a file made by Train or Save Sparse Dictionary."

@@ -1,0 +1,1 @@
+"""Models that a dictionary can act on. Nothing outside this package knows how a model is built."""

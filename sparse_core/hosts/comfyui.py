@@ -1,0 +1,345 @@
+"""ComfyUI as a host. The only module of the core that imports ComfyUI.
+
+A stack of adapters sits on a MODEL as one `Wrapper` of its diffusion model. For every model call it puts its patches into
+a copy of the transformer options, around whatever other nodes have put there; nothing outlives the call, no weight is
+touched, and the source MODEL is unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import CONST, V_PREDICTION
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..controls import SparseAdapter, Stack
+from ..layers import Layer
+from ..plan import Crop, LayerRun, MaskPlacementError, Observer, Plan, Rows, Run, compile_plan
+from .base import Prediction
+
+KEY = "sparse_atoms"
+"""Our name wherever ComfyUI keeps things by key."""
+
+Place = tuple[int, int, str]
+"""Where ComfyUI says it is: running number of the SpatialTransformer, block inside it, attn1 or attn2."""
+
+
+def list_layers(model: ModelPatcher) -> dict[Place, Layer]:
+    """Every attention of the UNet in execution order, with its host-neutral description.
+
+    :raises ValueError: the model has no UNet of the Stable Diffusion kind.
+    """
+    unet = model.model.diffusion_model
+    if not isinstance(unet, UNetModel):
+        raise ValueError(
+            f"A sparse dictionary acts on UNets of the Stable Diffusion kind (SD1.x, SD2.x, SDXL); this MODEL is a "
+            f"{type(model.model).__name__}. Connect a checkpoint of one of those families."
+        )
+    stages = {"down": unet.input_blocks, "middle": [unet.middle_block], "up": unet.output_blocks}
+    layers: dict[Place, Layer] = {}
+    running = 0
+    for stage, blocks in stages.items():
+        transformers = [m for block in blocks for m in block if isinstance(m, SpatialTransformer)]
+        for number, transformer in enumerate(transformers):
+            if isinstance(transformer, SpatialVideoTransformer):
+                raise ValueError("Video UNets are not supported: their tokens are frames as well as places.")
+            for depth, block in enumerate(transformer.transformer_blocks):
+                for name in ("attn1", "attn2"):
+                    attention = getattr(block, name)
+                    inner, width = attention.to_q.weight.shape
+                    context = attention.to_k.weight.shape[1]
+                    layers[running, depth, name] = Layer(f"{stage}.{number}.{depth}.{name}", width, context, inner)
+            running += 1
+    return layers
+
+
+# --------------------------------------------------------------------------------------------------------- applying
+
+
+def apply_adapter(model: ModelPatcher, adapter: SparseAdapter) -> ModelPatcher:
+    """A clone of the MODEL on which the adapter acts too, beside those already there."""
+    patched = model.clone()
+    here = patched.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY)
+    stack = (*(here[0].stack if here else ()), adapter)
+    install(patched, Wrapper(patched, stack))
+    return patched
+
+
+def install(model: ModelPatcher, wrapper: Wrapper) -> None:
+    """Puts the wrapper on the MODEL in place of the one that was there."""
+    for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.CALC_COND_BATCH):
+        model.remove_wrappers_with_key(kind, KEY)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, wrapper)
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, note_areas)
+
+
+def note_areas(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict) -> Any:
+    """Leaves word for the model calls of this step which area of the picture each conditioning covers: a call for a
+    regional conditioning sees a crop, and its masks must be cropped with it."""
+    areas = {c["uuid"]: tuple(c["area"]) for cond in conds if cond is not None for c in cond if "area" in c}
+    note = {KEY: {"picture": tuple(x.shape[-2:]), "areas": areas}}
+    options = {**model_options, "transformer_options": {**model_options.get("transformer_options", {}), **note}}
+    return executor(model, conds, x, timestep, options)
+
+
+class Wrapper:
+    """Applies a stack of adapters to every call of a diffusion model. Shared by all clones of a MODEL: it holds no state
+    of a run, only the compiled plan."""
+
+    def __init__(self, model: ModelPatcher, stack: Stack, observer: Observer | None = None) -> None:
+        places = list_layers(model)
+        self.stack = tuple(stack)
+        self.index = {place: number for number, place in enumerate(places)}
+        self.plan = compile_plan(self.stack, list(places.values()))
+        self.sampling = model.get_model_object("model_sampling")
+        self.observer = observer
+        self._placed: dict[tuple[torch.device, torch.dtype], Plan] = {}
+
+    def __call__(
+        self,
+        executor: Callable,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        y: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        options = transformer_options or {}
+        if self.plan.layers:
+            progress = progress_of(self.sampling, options["sigmas"]) if self.plan.scheduled else 0.0
+            run = Run(self.placed(x.device, x.dtype), call_rows(x, options), progress, self.observer)
+            options = _Patches(run, self.index).around(options)
+        return executor(x, timesteps, context, y, control, options, **kwargs)
+
+    def placed(self, device: torch.device, dtype: torch.dtype) -> Plan:
+        """The plan on the device of this call."""
+        if (device, dtype) not in self._placed:
+            self._placed = {(device, dtype): self.plan.to(device, dtype)}
+        return self._placed[device, dtype]
+
+
+def call_rows(x: Tensor, options: dict) -> Rows:
+    """What the rows of this model call are. A batch is a list of conditionings, each over all pictures."""
+    conditionings = options.get("cond_or_uncond") or [0]
+    pictures = x.shape[0] // len(conditionings)
+    height, width = x.shape[-2:]
+    note = options.get(KEY, {"picture": (height, width), "areas": {}})
+    uuids = options.get("uuids") or [None] * len(conditionings)
+    crops = []
+    for uuid in uuids:
+        area = note["areas"].get(uuid)
+        top, left = (0, 0) if area is None else area[len(area) // 2 :][-2:]
+        if area is None and note["picture"] != (height, width):
+            raise MaskPlacementError(
+                f"This model call sees {height} x {width} latent pixels of a picture of {note['picture'][0]} x "
+                f"{note['picture'][1]}, and nothing says which: another patch tiles the picture. Remove it or the atoms."
+            )
+        crops += [Crop(note["picture"], top, left, height, width)] * pictures
+    return Rows(
+        pictures=tuple(range(pictures)) * len(conditionings),
+        positive=tuple(c == 0 for c in conditionings for _ in range(pictures)),
+        crops=tuple(crops),
+    )
+
+
+def progress_of(sampling: Any, sigma: Tensor) -> float:
+    """The inverse of ``percent_to_sigma``, which falls monotonically: 0 at pure noise, 1 at the finished picture."""
+    target, low, high = float(sigma.max()), 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sampling.percent_to_sigma(middle) > target else (low, middle)
+    return (low + high) / 2
+
+
+class _Patches:
+    """The patches of one model call: each attention is opened by its input patch, fed by the attention itself, and
+    closed by its output patch."""
+
+    def __init__(self, run: Run, index: dict[Place, int]) -> None:
+        self.run, self.index = run, index
+        self.current: LayerRun | None = None
+
+    def around(self, options: dict) -> dict:
+        """A copy of the options with our patches innermost: last on the way in and first on the way out, so that patches
+        which re-tile tokens bracket ours."""
+        self.previous = options.get("optimized_attention_override")
+        patches = dict(options.get("patches", {}))
+        replace = dict(options.get("patches_replace", {}))
+        for name in ("attn1", "attn2"):
+            patches[f"{name}_patch"] = [*patches.get(f"{name}_patch", ()), self.opening(name)]
+            patches[f"{name}_output_patch"] = [self.close, *patches.get(f"{name}_output_patch", ())]
+            if name in replace:
+                replace[name] = {block: self.replacing(patch) for block, patch in replace[name].items()}
+        return {
+            **options,
+            "patches": patches,
+            "patches_replace": replace,
+            "optimized_attention_override": self.override,
+        }
+
+    def opening(self, name: str) -> Callable:
+        def patch(n: Tensor, context: Tensor, value: Tensor, extra: dict) -> tuple[Tensor, Tensor, Tensor]:
+            place = (extra["transformer_index"], extra["block_index"], name)
+            grid = tuple(extra["activations_shape"][-2:])
+            self.current = self.run.layer(self.index[place], n, context, value, grid)
+            return n, context, value
+
+        return patch
+
+    def override(
+        self, function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if self.previous is not None:
+                return self.previous(function, q, k, v, heads, *args, **kwargs)
+            return function(q, k, v, heads, *args, **kwargs)
+
+        if self.current is None or self.current.attended:
+            return attention(q, k, v)
+        masked = bool(args and args[0] is not None) or kwargs.get("mask") is not None
+        return self.current.attend(q, k, v, attention, any_queries=not masked)
+
+    def replacing(self, patch: Callable) -> Callable:
+        def wrapped(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
+            if self.current is None:
+                return patch(q, k, v, extra)
+            return self.current.attend(q, k, v, lambda q, k, v: patch(q, k, v, extra), any_queries=False)
+
+        return wrapped
+
+    def close(self, n: Tensor, extra: dict) -> Tensor:
+        current, self.current = self.current, None
+        if current is None:
+            return n
+        if not current.attended:
+            raise RuntimeError(
+                f"Layer L{current.index} computed its attention where sparse atoms could not reach it: another patch "
+                "bypasses ComfyUI's attention function. Remove that patch, or mute this layer's atoms."
+            )
+        return current.output(n)
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+UNTRAINABLE = ("control", "area", "mask", "hooks", "gligen", "concat_latent_image")
+"""What a conditioning may carry that training can't honour."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A batch of text conditionings: what CONDITIONING holds, tensors joined."""
+
+    cross_attention: Tensor
+    """(rows, tokens, width)."""
+    options: dict[str, Any]
+
+
+class ComfyHost:
+    """A MODEL for training and analysis. Implements `Host`."""
+
+    def __init__(self, model: ModelPatcher) -> None:
+        """
+        :raises ValueError: the model has no UNet of the Stable Diffusion kind.
+        """
+        self.model = model.clone()
+        self.layers = tuple(list_layers(model).values())
+        self.device = model.load_device
+        self.sampling = model.get_model_object("model_sampling")
+        self.prediction: Prediction = "eps"
+        if isinstance(self.sampling, CONST):
+            self.prediction = "flow"
+        elif isinstance(self.sampling, V_PREDICTION):
+            self.prediction = "v"
+
+    def sigma(self, progress: Tensor) -> Tensor:
+        """(rows,) noise levels."""
+        inside = progress.clamp(1e-3, 1 - 1e-3).tolist()
+        return torch.tensor([self.sampling.percent_to_sigma(p) for p in inside], device=self.device)
+
+    def snr(self, progress: Tensor) -> Tensor:
+        """(rows,) signal-to-noise ratios."""
+        sigma = self.sigma(progress)
+        signal = 1 - sigma if self.prediction == "flow" else torch.ones_like(sigma)
+        return (signal / sigma).square()
+
+    def add_noise(self, latents: Tensor, noise: Tensor, progress: Tensor) -> Tensor:
+        """See `Host.add_noise`."""
+        return self.sampling.noise_scaling(self.sigma(progress), noise.clone(), latents)
+
+    def denoise(self, noisy: Tensor, progress: Tensor, condition: Condition) -> Tensor:
+        """See `Host.denoise`."""
+        model, sigma = self.model.model, self.sigma(progress)
+        entry = {"cross_attn": condition.cross_attention, "model_conds": {}, **condition.options}
+        (encoded,) = comfy.samplers.encode_model_conds(model.extra_conds, [entry], noisy, self.device, "positive")
+        conds = {
+            name: cond.process_cond(batch_size=len(noisy), area=None).cond
+            for name, cond in encoded["model_conds"].items()
+        }
+        options = comfy.patcher_extension.copy_nested_dicts(self.model.model_options["transformer_options"])
+        options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(self.model.wrappers)
+        options |= {"sigmas": sigma, "cond_or_uncond": [0]}
+        return model.apply_model(noisy, sigma, transformer_options=options, **conds)
+
+    def stack_conditions(self, conditions: Sequence[list]) -> Condition:
+        """One batch from CONDITIONINGs of one entry each.
+
+        :raises ValueError: a conditioning carries what training can't honour.
+        """
+        entries = [entry for conditioning in conditions for entry in conditioning]
+        for _, options in entries:
+            if found := [name for name in UNTRAINABLE if name in options]:
+                raise ValueError(
+                    f"The conditioning carries {', '.join(found)}, which training can't use. Connect CLIP Text Encode "
+                    "directly."
+                )
+        longest = math.lcm(*(c.shape[1] for c, _ in entries))  # ComfyUI pads a text by repeating it
+        texts = torch.cat([c.repeat(1, longest // c.shape[1], 1) for c, _ in entries]).to(self.device).clone()
+        options = dict(entries[0][1])
+        if options.get("pooled_output") is not None:
+            options["pooled_output"] = torch.cat([o["pooled_output"] for _, o in entries]).to(self.device).clone()
+        return Condition(texts, options)
+
+    @contextmanager
+    def patched(self, stack: Stack, observer: Observer | None = None) -> Iterator[None]:
+        """See `Host.patched`. The plan is compiled anew at each entry, so gradients reach the atoms of ``stack``."""
+        unpatched = self.model
+        self.model = unpatched.clone()
+        install(self.model, Wrapper(self.model, stack, observer))
+        try:
+            yield
+        finally:
+            self.model = unpatched
+
+    @contextmanager
+    def trainable(self) -> Iterator[None]:
+        """See `Host.trainable`.
+
+        Nodes run in inference mode, and weights loaded there are refused by autograd for ever after; each is replaced by
+        a copy of itself, one at a time, so the peak is one tensor.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            comfy.model_management.load_models_gpu([self.model], force_full_load=True)
+            for module in self.model.model.modules():
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    if parameter.is_inference():
+                        setattr(module, name, torch.nn.Parameter(parameter.data.clone(), requires_grad=False))
+                for name, buffer in list(module.named_buffers(recurse=False)):
+                    if buffer.is_inference():
+                        setattr(module, name, buffer.clone())
+            self.model.model.requires_grad_(False)
+            yield

@@ -1,0 +1,229 @@
+"""A diffusers UNet as a host: the same dictionaries, the same pictures, without ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
+
+from ..controls import Stack
+from ..layers import Layer
+from ..plan import Crop, Observer, Plan, Rows, Run, compile_plan
+from .base import Prediction
+
+PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v"}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A batch of encoded prompts."""
+
+    text: Tensor
+    """(rows, tokens, width)."""
+    added: dict[str, Tensor] | None = None
+    """SDXL's pooled text and picture size."""
+
+
+class DiffusersHost:
+    """The UNet and schedule of a Stable Diffusion pipeline. Implements `Host`."""
+
+    def __init__(self, pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline) -> None:
+        """
+        :raises ValueError: the pipeline's schedule is of no known kind.
+        """
+        self.pipeline = pipeline
+        self.unet = pipeline.unet
+        self.device = self.unet.device
+        self.attentions = list_attentions(self.unet)
+        self.layers = tuple(layer for layer, _, _ in self.attentions)
+        kind = pipeline.scheduler.config.prediction_type
+        if kind not in PREDICTIONS:
+            raise ValueError(f"The model predicts {kind!r}; expected one of {', '.join(PREDICTIONS)}.")
+        self.prediction = PREDICTIONS[kind]
+        self.signal = pipeline.scheduler.alphas_cumprod.to(self.device)  # (timesteps,)
+        self._direct = False
+
+    @property
+    def guided(self) -> bool:
+        """Whether a UNet call holds every picture twice: with the negative prompt, then with the positive."""
+        return not self._direct and self.pipeline.do_classifier_free_guidance
+
+    def timestep(self, progress: Tensor) -> Tensor:
+        """(rows,) whole timesteps, the last one at progress 0."""
+        last = len(self.signal) - 1
+        return ((1 - progress) * last).round().clamp(0, last).long().to(self.device)
+
+    def snr(self, progress: Tensor) -> Tensor:
+        """See `Host.snr`."""
+        signal = self.signal[self.timestep(progress)]
+        return signal / (1 - signal)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, progress: Tensor) -> Tensor:
+        """See `Host.add_noise`."""
+        signal = self.signal[self.timestep(progress)][:, None, None, None]
+        return signal.sqrt() * latents + (1 - signal).sqrt() * noise
+
+    def denoise(self, noisy: Tensor, progress: Tensor, condition: Condition) -> Tensor:
+        """See `Host.denoise`."""
+        timestep = self.timestep(progress)
+        signal = self.signal[timestep][:, None, None, None]
+        self._direct = True
+        try:
+            output = self.unet(noisy.to(self.unet.dtype), timestep, condition.text, added_cond_kwargs=condition.added)
+        finally:
+            self._direct = False
+        output = output.sample.float()
+        if self.prediction == "v":
+            return signal.sqrt() * noisy - (1 - signal).sqrt() * output
+        return (noisy - (1 - signal).sqrt() * output) / signal.sqrt()
+
+    def stack_conditions(self, conditions: Sequence[Condition]) -> Condition:
+        """See `Host.stack_conditions`."""
+        added = None
+        if conditions[0].added is not None:
+            added = {name: torch.cat([c.added[name] for c in conditions]) for name in conditions[0].added}
+        return Condition(torch.cat([c.text for c in conditions]), added)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str, size: tuple[int, int] | None = None) -> Condition:
+        """The condition of one prompt; ``size`` (height, width) in pixels matters to SDXL alone."""
+        if not isinstance(self.pipeline, StableDiffusionXLPipeline):
+            text, _ = self.pipeline.encode_prompt(prompt, self.device, 1, False)
+            return Condition(text)
+        text, _, pooled, _ = self.pipeline.encode_prompt(prompt, device=self.device, do_classifier_free_guidance=False)
+        height, width = size or (self.unet.config.sample_size * self.pipeline.vae_scale_factor,) * 2
+        ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=text.dtype, device=self.device)
+        return Condition(text, {"text_embeds": pooled, "time_ids": ids})
+
+    @contextmanager
+    def patched(self, stack: Stack, observer: Observer | None = None) -> Iterator[None]:
+        """See `Host.patched`; calls of the pipeline itself are patched too.
+
+        :raises ValueError: an attention runs a processor of another package.
+        """
+        plan = compile_plan(stack, self.layers).to(self.device, self.unet.dtype)
+        state = _State()
+        with ExitStack() as undo:
+            if plan.layers:
+                handle = self.unet.register_forward_pre_hook(
+                    lambda _, args, kwargs: state.begin(self, plan, observer, *args, **kwargs), with_kwargs=True
+                )
+                undo.callback(handle.remove)
+                transformers = {id(transformer): transformer for _, _, transformer in self.attentions}
+                for transformer in transformers.values():
+                    undo.callback(transformer.register_forward_pre_hook(state.enter).remove)
+                for number, (_, attention, _) in enumerate(self.attentions):
+                    if number in plan.layers:
+                        undo.callback(attention.set_processor, attention.processor)
+                        attention.set_processor(SparseProcessor(state, number, attention.processor))
+            yield
+
+    @contextmanager
+    def trainable(self) -> Iterator[None]:
+        """See `Host.trainable`."""
+        self.unet.requires_grad_(False)
+        with torch.enable_grad():
+            yield
+
+
+def list_attentions(unet: nn.Module) -> list[tuple[Layer, Attention, nn.Module]]:
+    """Every attention of the UNet in execution order, with the transformer it is part of.
+
+    :raises ValueError: the UNet has no attention of the Stable Diffusion kind.
+    """
+    stages = {"down": unet.down_blocks, "middle": [unet.mid_block], "up": unet.up_blocks}
+    found = []
+    for stage, blocks in stages.items():
+        transformers = [t for block in blocks for t in (getattr(block, "attentions", None) or ())]
+        for number, transformer in enumerate(transformers):
+            for depth, block in enumerate(transformer.transformer_blocks):
+                for name in ("attn1", "attn2"):
+                    attention = getattr(block, name)
+                    inner, width = attention.to_q.weight.shape
+                    context = attention.to_k.weight.shape[1]
+                    found.append(
+                        (Layer(f"{stage}.{number}.{depth}.{name}", width, context, inner), attention, transformer)
+                    )
+    if not found:
+        raise ValueError("This UNet has no transformer blocks for a sparse dictionary to act on.")
+    return found
+
+
+class _State:
+    """The model call under way."""
+
+    run: Run
+    grid: tuple[int, int]
+
+    def begin(
+        self,
+        host: DiffusersHost,
+        plan: Plan,
+        observer: Observer | None,
+        sample: Tensor,
+        timestep: Any,
+        *_: Any,
+        **__: Any,
+    ) -> None:
+        rows, (height, width) = len(sample), sample.shape[-2:]
+        pictures = rows // 2 if host.guided else rows
+        progress = 1 - float(torch.as_tensor(timestep).max()) / (len(host.signal) - 1)
+        self.run = Run(
+            plan,
+            Rows(
+                pictures=tuple(row % pictures for row in range(rows)),
+                positive=tuple(row >= rows - pictures for row in range(rows)),
+                crops=(Crop((height, width), 0, 0, height, width),) * rows,
+            ),
+            progress,
+            observer,
+        )
+
+    def enter(self, transformer: nn.Module, args: tuple) -> None:
+        self.grid = tuple(args[0].shape[-2:])
+
+
+class SparseProcessor:
+    """diffusers' plain attention, with the plan in it."""
+
+    def __init__(self, state: _State, number: int, replaced: Any) -> None:
+        if type(replaced) not in (AttnProcessor, AttnProcessor2_0):
+            raise ValueError(
+                f"Layer L{number} runs {type(replaced).__name__}, which a sparse dictionary can't share. Load the pipeline "
+                "without that extension (IP-Adapter, custom attention)."
+            )
+        self.state, self.number = state, number
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        layer = self.state.run.layer(self.number, hidden_states, context, context, self.state.grid)
+        if attention_mask is not None:
+            attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], len(context))
+            attention_mask = attention_mask.view(len(context), attn.heads, -1, attention_mask.shape[-1])
+
+        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in (q, k, v))  # (rows, heads, tokens, d)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask).transpose(1, 2).flatten(2)
+
+        out = layer.attend(
+            attn.to_q(hidden_states),
+            attn.to_k(context),
+            attn.to_v(context),
+            attention,
+            any_queries=attention_mask is None,
+        )
+        return attn.to_out[1](layer.output(attn.to_out[0](out)))

@@ -1,0 +1,525 @@
+"""The plan: a stack of controlled dictionaries, compiled into the least work a model call has to do.
+
+Atoms that can't act are sliced away, weights are folded into the directions, and everything that reads one tensor is
+encoded by one matmul, whichever dictionary it comes from. A plan is made once for a stack and kept; a `Run` lives for
+one model call; a `LayerRun` for one attention. Hosts feed a `LayerRun` and know nothing of atoms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .coding import decode, encode
+from .controls import Curve, SiteState, Stack, State
+from .dictionary import Atoms
+from .layers import PROJECTIONS, Layer, Projection, Site
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(rows, tokens, d), (rows, context tokens, d) twice -> (rows, tokens, d). The host's own attention kernel."""
+
+
+class MaskPlacementError(RuntimeError):
+    """A mask can't be placed on the tokens that arrived, because something changed their layout."""
+
+
+class Observer(Protocol):
+    """Sees the coefficients of a call without changing them."""
+
+    def __call__(self, site: Site, atoms: Sequence[AtomRef], z: Tensor, y: Tensor) -> None:
+        """``z`` (rows, tokens, m) before weights, masks and schedules; ``y`` (rows, tokens, d_out) before the update."""
+
+
+class AtomRef(NamedTuple):
+    """Where an atom of a plan came from."""
+
+    adapter: int
+    """Index into the stack."""
+    atom: int
+    """Index into its site."""
+
+
+class Gate(NamedTuple):
+    """What decides, step by step and prompt by prompt, how far an atom acts."""
+
+    curves: tuple[Curve, ...] = ()
+    positive: bool = True
+    negative: bool = True
+
+    def factor(self, progress: float) -> float:
+        """The product of the schedules at ``progress``."""
+        return math.prod(curve(progress) for curve in self.curves)
+
+
+OPEN = Gate()
+
+
+@dataclass(frozen=True)
+class Coder:
+    """All atoms that read one tensor: one matmul encodes them."""
+
+    encoder: Tensor
+    """(m, d_in) in the model's type."""
+    bias: Tensor
+    """(m,) float32, as are the next two."""
+    threshold: Tensor
+    normalise: Tensor
+    gates: Tensor | None
+    """(m,) index into the plan's gates, or None where every gate is open."""
+    slices: Mapping[Projection, slice]
+    """Which of the m atoms update which projection."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(rows, tokens, d_in) -> (rows, tokens, m)."""
+        return encode(x, self.encoder, self.bias, self.threshold, self.normalise)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The atoms of one projection, over the whole stack."""
+
+    directions: Tensor
+    """(m, d_out), times each atom's weight, in the model's type."""
+    refs: tuple[AtomRef, ...]
+    regions: Mapping[int | None, slice]
+    """Region (index into the plan's, None for the whole picture) to its atoms; the whole picture comes first."""
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One attention. ``query`` reads the picture tokens (and serves k and v in self-attention), ``context`` the text."""
+
+    query: Coder | None
+    context: Coder | None
+    output: Coder | None
+    decoders: Mapping[Projection, Decoder]
+
+    @property
+    def inner_regions(self) -> list[int]:
+        """Regions whose k or v differ, so that each needs an attention of its own."""
+        found = {r for p in ("k", "v") if p in self.decoders for r in self.decoders[p].regions if r is not None}
+        return sorted(found)
+
+    @property
+    def needs_grid(self) -> bool:
+        """Whether any atom is confined to a region."""
+        return any(region is not None for decoder in self.decoders.values() for region in decoder.regions)
+
+
+class Crop(NamedTuple):
+    """The part of the picture a model call sees, in latent pixels."""
+
+    picture: tuple[int, int]
+    """Height and width of the whole."""
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Rows(NamedTuple):
+    """What each row of a model call's batch is."""
+
+    pictures: tuple[int, ...]
+    """Index of the picture in the latent batch."""
+    positive: tuple[bool, ...]
+    """Whether the row runs the positive prompt."""
+    crops: tuple[Crop, ...]
+    """One for each row; all of one size."""
+
+
+class Region(NamedTuple):
+    """A region on the token grid of one layer."""
+
+    weight: Tensor
+    """(rows or 1, tokens) float32 in 0..1."""
+    tokens: Tensor
+    """(n,) indices of the tokens that any row has inside."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """See the module. Immutable but for a cache of region grids."""
+
+    layers: Mapping[int, LayerPlan]
+    masks: tuple[Tensor, ...]
+    """Regions over the whole picture: (pictures, height, width) float32 in 0..1."""
+    gates: tuple[Gate, ...]
+    _grids: dict[tuple, Region] = field(default_factory=dict, repr=False, compare=False)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Plan:
+        """The plan on the model's device, matmuls in its type."""
+
+        def move_coder(coder: Coder | None) -> Coder | None:
+            if coder is None:
+                return None
+            return replace(
+                coder,
+                encoder=coder.encoder.to(device, dtype),
+                bias=coder.bias.to(device),
+                threshold=coder.threshold.to(device),
+                normalise=coder.normalise.to(device),
+                gates=None if coder.gates is None else coder.gates.to(device),
+            )
+
+        def move_layer(layer: LayerPlan) -> LayerPlan:
+            decoders = {p: replace(d, directions=d.directions.to(device, dtype)) for p, d in layer.decoders.items()}
+            return LayerPlan(*map(move_coder, (layer.query, layer.context, layer.output)), decoders)
+
+        layers = {index: move_layer(layer) for index, layer in self.layers.items()}
+        return Plan(layers, tuple(mask.to(device) for mask in self.masks), self.gates)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor of the plan, for memory accounting."""
+        for layer in self.layers.values():
+            for coder in filter(None, (layer.query, layer.context, layer.output)):
+                yield from (coder.encoder, coder.bias, coder.threshold, coder.normalise)
+            yield from (decoder.directions for decoder in layer.decoders.values())
+        yield from self.masks
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the progress of sampling matters."""
+        return any(gate.curves for gate in self.gates)
+
+    @property
+    def by_prompt(self) -> bool:
+        """Whether it matters which prompt a row runs."""
+        return any(not (gate.positive and gate.negative) for gate in self.gates)
+
+    def region(self, index: int, grid: tuple[int, int], rows: Rows) -> Region:
+        """One region on a layer's tokens.
+
+        The mask is averaged down to the latent's size, cropped as the call is, and averaged down to the layer's grid, so
+        a token's weight is the share of it that the region covers.
+        """
+        key = (index, grid, rows)
+        if key not in self._grids:
+            if len(self._grids) >= 256:
+                self._grids.clear()
+            mask = self.masks[index]
+            same = len(set(rows.crops)) == 1 and len(mask) == 1
+            parts = [_place(mask[p % len(mask)], crop, grid) for p, crop in zip(rows.pictures, rows.crops, strict=True)]
+            weight = parts[0][None] if same else torch.stack(parts)
+            self._grids[key] = Region(weight, (weight > 0).any(dim=0).nonzero()[:, 0])
+        return self._grids[key]
+
+
+def _place(mask: Tensor, crop: Crop, grid: tuple[int, int]) -> Tensor:
+    """(height, width) of the whole picture -> (tokens,) of the cropped grid."""
+    whole = F.interpolate(mask[None, None], size=crop.picture, mode="area")
+    seen = whole[..., crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    return F.interpolate(seen, size=grid, mode="area").flatten()
+
+
+# ----------------------------------------------------------------------------------------------------------- compiling
+
+NOWHERE = -1
+"""The region of an atom whose masks leave it no place."""
+
+
+def compile_plan(stack: Stack, layers: Sequence[Layer]) -> Plan:
+    """Compiles a stack for a model with these layers. Differentiable with respect to the atoms.
+
+    :raises ValueError: a dictionary belongs to another architecture.
+    """
+    masks: list[Tensor] = []
+    gates: dict[Gate, int] = {OPEN: 0}
+    pieces: dict[Site, list[_Piece]] = {}
+    for number, adapter in enumerate(stack):
+        adapter.dictionary.check_fits(layers)
+        for site, atoms in adapter.dictionary.sites.items():
+            state = adapter.state.sites[site]
+            region = _regions(state, adapter.state, masks)
+            gate = _gates(state, adapter.state, gates)
+            able = state.weight.ne(0) & region.ne(NOWHERE) & (state.positive | state.negative)
+            if able.any():
+                pieces.setdefault(site, []).append(_Piece(number, atoms, state.weight, region, gate, able))
+
+    sites = {site: _join(parts) for site, parts in pieces.items()}
+    plans = {}
+    for index in sorted({site.layer for site in sites}):
+        joined = {p: sites[Site(index, p)] for p in PROJECTIONS if Site(index, p) in sites}
+        from_picture, from_text = ("qkv", "") if layers[index].attention == "attn1" else ("q", "kv")
+        plans[index] = LayerPlan(
+            query=_coder(joined, from_picture),
+            context=_coder(joined, from_text),
+            output=_coder(joined, "o"),
+            decoders={projection: site.decoder for projection, site in joined.items()},
+        )
+    return Plan(plans, tuple(masks), tuple(gates))
+
+
+class _Piece(NamedTuple):
+    """One dictionary's part of a site: (m,) each."""
+
+    adapter: int
+    atoms: Atoms
+    weight: Tensor
+    region: Tensor
+    gate: Tensor
+    able: Tensor
+
+
+class _Joined(NamedTuple):
+    """All atoms of a site, ordered by region."""
+
+    atoms: Atoms
+    normalise: Tensor
+    gate: Tensor
+    decoder: Decoder
+
+
+WHOLE = -2
+"""The region of an atom that acts on the whole picture; sorts before all others."""
+
+
+def _regions(state: SiteState, whole: State, masks: list[Tensor]) -> Tensor:
+    """(m,) region of each atom: an index into ``masks`` (extended as needed), `WHOLE` or `NOWHERE`."""
+    if not state.masks.any():
+        return torch.full_like(state.weight, WHOLE, dtype=torch.long)
+    combinations, of_atom = state.masks.unique(dim=1, return_inverse=True)
+    found = [_intern(_product([whole.masks[i] for i in c.nonzero()[:, 0]]), masks) for c in combinations.T]
+    return torch.tensor(found)[of_atom]
+
+
+def _product(factors: list[Tensor]) -> Tensor | None:
+    """The intersection of masks of possibly different sizes and picture counts."""
+    if not factors:
+        return None
+    pictures = math.lcm(*(len(f) for f in factors))
+    height, width = (max(f.shape[axis] for f in factors) for axis in (1, 2))
+    same = [F.interpolate(f[None], size=(height, width), mode="area")[0] for f in factors]
+    return torch.stack([f.repeat(pictures // len(f), 1, 1) for f in same]).prod(dim=0)
+
+
+def _intern(mask: Tensor | None, masks: list[Tensor]) -> int:
+    if mask is None or bool((mask == 1).all()):
+        return WHOLE
+    if not mask.any():
+        return NOWHERE
+    for index, known in enumerate(masks):
+        if known.shape == mask.shape and torch.equal(known, mask):
+            return index
+    masks.append(mask)
+    return len(masks) - 1
+
+
+def _gates(state: SiteState, whole: State, gates: dict[Gate, int]) -> Tensor:
+    """(m,) index into ``gates``, extended as needed."""
+    if not state.schedules.any() and bool(state.positive.all()) and bool(state.negative.all()):
+        return torch.zeros_like(state.weight, dtype=torch.long)
+    traits = torch.cat([state.positive[None], state.negative[None], state.schedules])
+    combinations, of_atom = traits.unique(dim=1, return_inverse=True)
+    found = []
+    for positive, negative, *scheduled in combinations.T.tolist():
+        curves = tuple(curve for curve, holds in zip(whole.curves, scheduled, strict=True) if holds)
+        found.append(gates.setdefault(Gate(curves, positive, negative), len(gates)))
+    return torch.tensor(found)[of_atom]
+
+
+def _join(parts: list[_Piece]) -> _Joined:
+    able = torch.cat([part.able for part in parts])
+    region = torch.cat([part.region for part in parts])
+    order = torch.arange(len(able))[able]
+    order = order[region[order].sort(stable=True).indices]
+    region = region[order]
+    refs = [AtomRef(part.adapter, j) for part in parts for j in range(len(part.atoms))]
+    as_stored = len(order) == len(able) and bool((order == torch.arange(len(order))).all())
+
+    def gather(tensors: list[Tensor]) -> Tensor:
+        joined = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        return joined if as_stored else joined[order.to(joined.device)]
+
+    fields = {name: gather([part.atoms.tensors()[name] for part in parts]) for name in parts[0].atoms.tensors()}
+    weight = gather([part.weight for part in parts])
+    neutral = bool((weight == 1).all())
+    directions = fields["directions"] if neutral else fields["directions"] * weight[:, None].to(fields["directions"])
+    starts = [i for i in range(len(region)) if i == 0 or region[i] != region[i - 1]]
+    ends = [*starts[1:], len(region)]
+    regions = {None if region[a] == WHOLE else int(region[a]): slice(a, b) for a, b in zip(starts, ends, strict=True)}
+    return _Joined(
+        atoms=Atoms(**fields),
+        normalise=gather([torch.full_like(part.weight, float(part.atoms.normalise)) for part in parts]),
+        gate=gather([part.gate for part in parts]),
+        decoder=Decoder(directions, tuple(refs[i] for i in order.tolist()), regions),
+    )
+
+
+def _coder(joined: Mapping[Projection, _Joined], projections: str) -> Coder | None:
+    """One coder for those of the projections that have atoms."""
+    parts = {projection: site for projection, site in joined.items() if projection in projections}
+    if not parts:
+        return None
+    slices, start = {}, 0
+    for projection, site in parts.items():
+        slices[projection] = slice(start, start := start + len(site.atoms))
+
+    def gather(read: Callable[[_Joined], Tensor]) -> Tensor:
+        return torch.cat([read(site) for site in parts.values()])
+
+    gates = gather(lambda site: site.gate)
+    device = next(iter(parts.values())).atoms.bias.device
+    return Coder(
+        encoder=gather(lambda site: site.atoms.encoder),
+        bias=gather(lambda site: site.atoms.bias).float(),
+        threshold=gather(lambda site: site.atoms.threshold).float(),
+        normalise=gather(lambda site: site.normalise).to(device),
+        gates=gates.to(device) if gates.any() else None,
+        slices=slices,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+class Run:
+    """One model call."""
+
+    def __init__(self, plan: Plan, rows: Rows | None, progress: float, observer: Observer | None = None) -> None:
+        """
+        :param plan: on the model's device and in its type.
+        :param rows: what the rows of the batch are; None where the host can't know it.
+        :param progress: how far sampling has come, 0..1.
+        """
+        self.plan, self.rows, self.observer = plan, rows, observer
+        device = plan.masks[0].device if plan.masks else None
+        factors = torch.tensor([gate.factor(progress) for gate in plan.gates])[:, None]  # (gates, 1)
+        if plan.by_prompt:
+            if rows is None:
+                raise RuntimeError(
+                    "Atoms are set to act on one prompt only, but this model call does not say which it runs."
+                )
+            allowed = [[g.positive if row else g.negative for row in rows.positive] for g in plan.gates]
+            factors = factors * torch.tensor(allowed)  # (gates, rows)
+        self.factors = factors.to(device) if device else factors
+
+    def layer(self, index: int, x: Tensor, context: Tensor, value: Tensor, grid: tuple[int, int]) -> LayerRun | None:
+        """One attention with its inputs, or None where the plan has no atoms there.
+
+        :param x: (rows, tokens, width), what to_q reads.
+        :param context, value: (rows, context tokens, context width), what to_k and to_v read.
+        :param grid: height and width of the picture's tokens.
+        :raises MaskPlacementError: a mask is set, but the tokens are not the picture's grid.
+        """
+        layer = self.plan.layers.get(index)
+        return None if layer is None else LayerRun(self, index, layer, x, context, value, grid)
+
+    def gated(self, coder: Coder, z: Tensor) -> Tensor:
+        """Coefficients with schedules and prompt choice applied: (rows, tokens, m) -> the same."""
+        if coder.gates is None:
+            return z
+        factors = self.factors.to(z.device)[coder.gates].T[:, None]  # (rows or 1, 1, m)
+        if factors.shape[0] not in (1, z.shape[0]):
+            raise MaskPlacementError(
+                f"Atoms act on one prompt only, but {z.shape[0]} rows of tokens arrived for {factors.shape[0]} rows of "
+                "pictures: another patch cuts or enlarges the batch (HyperTile, attention couple). Remove one of the two."
+            )
+        return z * factors
+
+
+class LayerRun:
+    """One attention of one model call: feed `attend` with the projections, then `output` with what to_out gives."""
+
+    def __init__(
+        self, run: Run, index: int, layer: LayerPlan, x: Tensor, context: Tensor, value: Tensor, grid: tuple[int, int]
+    ) -> None:
+        self.run, self.index, self.layer = run, index, layer
+        self.attended = False
+        """Whether `attend` has run: without it another patch has bypassed the attention."""
+        if layer.needs_grid:
+            rows = run.rows
+            if rows is None or x.shape[:2] != (len(rows.pictures), grid[0] * grid[1]):
+                raise MaskPlacementError(
+                    f"A mask is set on atoms of layer L{index}, but {tuple(x.shape[:2])} (rows, tokens) arrived where the "
+                    f"picture has {0 if rows is None else len(rows.pictures)} rows of {grid[0]} x {grid[1]} tokens: another "
+                    "patch re-tiles, merges or enlarges the tokens (HyperTile, token merging, attention couple). Remove "
+                    "that patch or the mask."
+                )
+            self.grid = grid
+        self.codes: dict[Projection, Tensor] = {}
+        """(rows, tokens, m) coefficients as encoded."""
+        self.z: dict[Projection, Tensor] = {}
+        """The same after schedules and prompt choice."""
+        if layer.query is not None:
+            self._encode(layer.query, x, layer.query.slices)
+        if layer.context is not None:
+            self._encode(layer.context, context, layer.context.slices)
+            if value is not context and "v" in layer.context.slices:
+                self._encode(layer.context, value, ("v",))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention, *, any_queries: bool = True) -> Tensor:
+        """The attention over updated projections: (rows, tokens, inner).
+
+        Where atoms of k or v are confined to a region, the tokens inside attend once more, with those atoms, and are
+        blended by the region's weight; tokens outside keep what they had, to the bit.
+
+        :param any_queries: whether ``attention`` may be called with some of the queries only.
+        """
+        self.attended = True
+        for projection, y in (("q", q), ("k", k), ("v", v)):
+            self._observe(projection, y)
+        q = self._masked("q", q)
+        base_k, base_v = self._partial("k", k, None), self._partial("v", v, None)
+        base = attention(q, base_k, base_v)
+        result = base
+        for index in self.layer.inner_regions:
+            region = self._region(index)
+            if len(region.tokens) == 0:
+                continue
+            inside = region.tokens if any_queries else slice(None)
+            other = attention(q[:, inside], self._partial("k", base_k, index), self._partial("v", base_v, index))
+            weight = region.weight[:, inside, None].to(base.dtype)
+            change = weight * (other - base[:, inside])
+            result = result.index_add(1, inside, change) if any_queries else result + change
+        if self.layer.output is not None:
+            self._encode(self.layer.output, result, ("o",))
+        return result
+
+    def output(self, y: Tensor) -> Tensor:
+        """What to_out gives, updated: (rows, tokens, width) -> the same."""
+        self._observe("o", y)
+        return self._masked("o", y)
+
+    def _encode(self, coder: Coder, x: Tensor, projections: Iterable[Projection]) -> None:
+        codes = coder(x)
+        z = self.run.gated(coder, codes)
+        for projection in projections:
+            self.codes[projection] = codes[..., coder.slices[projection]]
+            self.z[projection] = z[..., coder.slices[projection]]
+
+    def _observe(self, projection: Projection, y: Tensor) -> None:
+        if self.run.observer is not None and projection in self.codes:
+            refs = self.layer.decoders[projection].refs
+            self.run.observer(Site(self.index, projection), refs, self.codes[projection], y)
+
+    def _masked(self, projection: Projection, y: Tensor) -> Tensor:
+        """The update where tokens are places: masks act on the coefficients."""
+        decoder = self.layer.decoders.get(projection)
+        if decoder is None:
+            return y
+        z = self.z[projection]
+        if any(region is not None for region in decoder.regions):
+            parts = [
+                z[..., s] if region is None else z[..., s] * self._region(region).weight[..., None]
+                for region, s in decoder.regions.items()
+            ]
+            z = torch.cat(parts, dim=-1)
+        return decode(y, z, decoder.directions)
+
+    def _partial(self, projection: Projection, y: Tensor, region: int | None) -> Tensor:
+        """The update by the atoms of one region."""
+        decoder = self.layer.decoders.get(projection)
+        if decoder is None or region not in decoder.regions:
+            return y
+        part = decoder.regions[region]
+        return decode(y, self.z[projection][..., part], decoder.directions[part])
+
+    def _region(self, index: int) -> Region:
+        return self.run.plan.region(index, self.grid, self.run.rows)

@@ -1,0 +1,7 @@
+"""Training: one loop for every host."""
+
+from .examples import Example
+from .loop import Progress, TrainingStopped, train
+from .settings import TrainingSettings
+
+__all__ = ["Example", "Progress", "TrainingSettings", "TrainingStopped", "train"]
