@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from .addresses import ALL, Selection
+from .addresses import ALL, Line, Selection
 from .dictionary import SparseDictionary
 from .layers import Site
 
@@ -141,6 +141,26 @@ class Curve:
         if not self.values:
             raise ValueError("A schedule has no keyframes; expected at least one value.")
 
+    @classmethod
+    def named(cls, name: str, start: float, end: float, keyframes: str = "1") -> Curve:
+        """A curve by the name an artist picks; ``keyframes`` are numbers separated by commas or spaces.
+
+        :raises ValueError: there is no such curve, or a keyframe is no number.
+        """
+        values, interpolation = CURVES.get(name, ((), "linear"))
+        if name in KEYFRAMED:
+            interpolation = KEYFRAMED[name]
+            words = keyframes.strip("[]() \n").replace(",", " ").split()
+            try:
+                values = tuple(float(word) for word in words)
+            except ValueError:
+                raise ValueError(
+                    f"Keyframes are {keyframes!r}; expected numbers separated by commas, such as 0, 0.5, 1."
+                ) from None
+        elif not values:
+            raise ValueError(f"There is no curve {name!r}; expected one of {', '.join([*CURVES, *KEYFRAMED])}.")
+        return cls(start, end, values, interpolation)
+
     def __call__(self, progress: float) -> float:
         """The factor at ``progress`` in 0..1."""
         if not self.start <= progress <= self.end:
@@ -155,6 +175,18 @@ class Curve:
             fraction = float(torch.sin(torch.tensor(fraction * torch.pi / 2)) ** 2)
         following = self.values[min(at + 1, intervals)]
         return self.values[at] + (following - self.values[at]) * fraction
+
+
+CURVES: dict[str, tuple[tuple[float, ...], Literal["linear", "cosine"]]] = {
+    "constant": ((1.0,), "linear"),
+    "fade in": ((0.0, 1.0), "linear"),
+    "fade out": ((1.0, 0.0), "linear"),
+    "fade in (smooth)": ((0.0, 1.0), "cosine"),
+    "fade out (smooth)": ((1.0, 0.0), "cosine"),
+}
+"""Curves by name: keyframes and how they are joined."""
+KEYFRAMED: dict[str, Literal["linear", "hold"]] = {"keyframes": "linear", "keyframes (steps)": "hold"}
+"""Curves whose keyframes are given, and how those are joined."""
 
 
 @dataclass(frozen=True)
@@ -260,6 +292,20 @@ class SparseAdapter:
         for control in self.controls:
             state = control.apply(state, self.dictionary)
         return state
+
+
+def controls_of_lines(lines: Sequence[Line]) -> list[Control]:
+    """The controls that address lines describe, in their order."""
+
+    def control(line: Line) -> Control:
+        match line.operation:
+            case "solo":
+                return Solo(line.selection)
+            case "mute":
+                return Weight(line.selection, 0.0)
+        return Weight(line.selection, line.value, line.operation)
+
+    return [control(line) for line in lines]
 
 
 Stack = Sequence[SparseAdapter]

@@ -28,6 +28,7 @@ from torch import Tensor
 from ..controls import SparseAdapter, Stack
 from ..layers import Layer
 from ..plan import Crop, LayerRun, MaskPlacementError, Observer, Plan, Rows, Run, compile_plan
+from ..training.examples import Example
 from .base import Prediction
 
 KEY = "sparse_atoms"
@@ -343,3 +344,31 @@ class ComfyHost:
                         setattr(module, name, buffer.clone())
             self.model.model.requires_grad_(False)
             yield
+
+
+def examples_of(host: ComfyHost, latents: Sequence[dict], conditionings: Sequence[list]) -> list[Example]:
+    """Pairs the pictures of LATENTs with CONDITIONINGs: one each, or one for all.
+
+    :raises ValueError: the numbers don't match, or a latent does not fit the model.
+    """
+    pictures = [picture for latent in latents for picture in latent["samples"]]
+    captions = [[entry] for conditioning in conditionings for entry in conditioning]
+    if len(captions) == 1:
+        captions *= len(pictures)
+    if len(captions) != len(pictures):
+        raise ValueError(
+            f"There are {len(pictures)} pictures and {len(captions)} captions; expected one caption for each picture, or one "
+            "for all."
+        )
+    channels = host.model.model.latent_format.latent_channels
+    for picture in pictures:
+        if picture.ndim != 3 or picture.shape[0] != channels:
+            raise ValueError(
+                f"A latent has shape {tuple(picture.shape)}; this model expects {channels} channels. Encode the pictures with "
+                "the VAE that belongs to the model."
+            )
+    scale = host.model.model.process_latent_in
+    return [
+        Example(scale(picture[None].float()).clone()[0], caption)
+        for picture, caption in zip(pictures, captions, strict=True)
+    ]

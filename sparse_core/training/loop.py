@@ -35,6 +35,8 @@ class Progress:
     steps: int
     loss: float
     """Diffusion loss of this step's batch."""
+    estimate: Tensor
+    """The model's estimate of this step's clean latents, (rows, channels, height, width)."""
     snapshot: Callable[[], SparseDictionary]
     """The dictionary as it stands."""
 
@@ -102,15 +104,16 @@ def train(
 
         try:
             for step in range(1, settings.steps + 1):
-                losses.append(training_step(host, dictionary, examples, settings, generator))
-                if not math.isfinite(losses[-1]):
+                loss, estimate = training_step(host, dictionary, examples, settings, generator)
+                losses.append(loss)
+                if not math.isfinite(loss):
                     raise ValueError(
-                        f"The loss is {losses[-1]} at step {step}. Lower the learning rate (now {settings.learning_rate:g})."
+                        f"The loss is {loss} at step {step}. Lower the learning rate (now {settings.learning_rate:g})."
                     )
                 optimiser.step()
                 schedule.step()
                 optimiser.zero_grad()
-                on_step(Progress(step, settings.steps, losses[-1], snapshot))
+                on_step(Progress(step, settings.steps, loss, estimate, snapshot))
         except TrainingStopped:
             pass
         finished = snapshot()
@@ -128,8 +131,8 @@ def training_step(
     examples: Sequence[Example],
     settings: TrainingSettings,
     generator: torch.Generator,
-) -> float:
-    """Leaves the gradients of one batch on the dictionary's tensors and returns its diffusion loss."""
+) -> tuple[float, Tensor]:
+    """Leaves the gradients of one batch on the dictionary's tensors; returns its diffusion loss and the estimate."""
     latents, condition, noise, progress = draw_batch(host, examples, settings.batch, generator)
     group_term = GroupTerm(dictionary)
     with host.patched([SparseAdapter(dictionary)], group_term):
@@ -137,7 +140,7 @@ def training_step(
     weight = loss_weight(host.prediction, host.snr(progress).to(latents.device))
     loss: Tensor = diffusion_loss(estimate, latents, weight)
     (loss + settings.sparsity * group_term.total).backward()
-    return float(loss.detach())
+    return float(loss.detach()), estimate.detach()
 
 
 def _record(settings: TrainingSettings) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""The nodes: each declares its schema and calls one function of the core."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import folders
+from .apply import ApplySparseDictionary
+from .controls import CONTROL_NODES
+from .demo import DemoModel
+from .files import LoadSparseDictionary, SaveSparseDictionary
+from .train import TrainSparseDictionary
+
+WEB_DIRECTORY = "./web"
+
+folders.register()
+
+
+class SparseAtomsExtension(ComfyExtension):
+    """What ComfyUI loads."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            DemoModel,
+            LoadSparseDictionary,
+            SaveSparseDictionary,
+            TrainSparseDictionary,
+            ApplySparseDictionary,
+            *CONTROL_NODES,
+        ]
+
+
+async def comfy_entrypoint() -> SparseAtomsExtension:
+    """ComfyUI's way in."""
+    return SparseAtomsExtension()

@@ -1,0 +1,274 @@
+"""One node for each control. Every one returns the dictionary with one more control."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..sparse_core.addresses import parse_lines, parse_selection
+from ..sparse_core.controls import (
+    CURVES,
+    KEYFRAMED,
+    Conditioning,
+    Curve,
+    Keep,
+    Mask,
+    Schedule,
+    Solo,
+    SparseAdapter,
+    Weight,
+    controls_of_lines,
+)
+from .types import CONTROLS, atoms_input, dictionary_input, dictionary_output
+
+
+class ControlNode(io.ComfyNode):
+    """What all controls share: a selection is checked before anything runs."""
+
+    @classmethod
+    def validate_inputs(cls, atoms: str = "*") -> bool | str:
+        try:
+            parse_selection(atoms)
+        except ValueError as error:
+            return str(error)
+        return True
+
+
+class AtomWeights(io.ComfyNode):
+    """Many weights as text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Weights",
+            display_name="Atom Weights",
+            category=CONTROLS,
+            description="Turns single atoms up, down, off or negative, one line each. See the help page for all addresses.",
+            search_aliases=["sparse atoms", "block weight", "layer weight"],
+            inputs=[
+                dictionary_input(),
+                io.String.Input(
+                    "lines",
+                    multiline=True,
+                    default="# one line each: which atoms = how much\ntop:8 = 1.0\n",
+                    tooltip="Each line changes how strongly some atoms show: L3.v[7] = 0.5 halves one, attn2 *= 1.5 "
+                    "strengthens a group, mute L3[2] removes it from the picture, solo top:8 leaves only these.",
+                ),
+            ],
+            outputs=[dictionary_output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lines: str) -> bool | str:
+        try:
+            parse_lines(lines)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, dictionary: SparseAdapter, lines: str) -> io.NodeOutput:
+        return io.NodeOutput(dictionary.with_controls(*controls_of_lines(parse_lines(lines))))
+
+
+class AtomMask(ControlNode):
+    """A place in the picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Mask",
+            display_name="Atom Mask",
+            category=CONTROLS,
+            description="Confines atoms to a region of the picture, in the same single pass. Soft edges blend. Two masks on "
+            "the same atoms leave the part that both cover; masks on different atoms add up.",
+            search_aliases=["sparse atoms", "regional lora", "masked lora", "attention mask"],
+            inputs=[
+                dictionary_input(),
+                io.Mask.Input("mask", tooltip="White: the atoms show. Black: the picture stays the plain model's."),
+                atoms_input("*", "Which atoms to keep inside the mask; the others still act everywhere."),
+            ],
+            outputs=[dictionary_output()],
+        )
+
+    @classmethod
+    def execute(cls, dictionary: SparseAdapter, mask: torch.Tensor, atoms: str) -> io.NodeOutput:
+        return io.NodeOutput(dictionary.with_controls(Mask(mask, parse_selection(atoms))))
+
+
+class AtomSchedule(ControlNode):
+    """A time during sampling."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Schedule",
+            display_name="Atom Schedule",
+            category=CONTROLS,
+            description="Lets atoms act during a part of sampling only: early steps decide the layout, late ones the detail.",
+            search_aliases=["sparse atoms", "keyframes", "start end percent"],
+            inputs=[
+                dictionary_input(),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="When the atoms begin to show: 0 is the first step. Later starts keep the plain model's layout.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="When they stop: 1 is the last step. Earlier ends leave the details to the plain model.",
+                ),
+                io.Combo.Input(
+                    "curve",
+                    options=[*CURVES, *KEYFRAMED],
+                    tooltip="How their strength moves between start and end: constant holds it, fades make the concept "
+                    "come or go gradually, keyframes follow the list below, gliding or in steps.",
+                ),
+                io.String.Input(
+                    "keyframes",
+                    default="0, 1, 0",
+                    tooltip="For the curve keyframes: strengths at equal distances from start to end, such as 0, 1, 0 for a "
+                    "swell in the middle. A list of floats from another node may be connected as text.",
+                    optional=True,
+                ),
+                atoms_input("*", "Which atoms follow the schedule; the others act all the time."),
+            ],
+            outputs=[dictionary_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, dictionary: SparseAdapter, start: float, end: float, curve: str, atoms: str, keyframes: str = "1"
+    ) -> io.NodeOutput:
+        shape = Curve.named(curve, start, end, keyframes)
+        return io.NodeOutput(dictionary.with_controls(Schedule(shape, parse_selection(atoms))))
+
+
+class KeepTopAtoms(io.ComfyNode):
+    """The density slider."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Keep",
+            display_name="Keep Top Atoms",
+            category=CONTROLS,
+            description="Drops the least important atoms. Much of a dictionary can go before the likeness does, and the "
+            "picture follows the prompt better for it.",
+            search_aliases=["sparse atoms", "density", "prune"],
+            inputs=[
+                dictionary_input(),
+                io.Float.Input(
+                    "density",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The share of atoms that stay: 1 keeps all, 0.25 the most important quarter, 0 is the plain model. "
+                    "Lower values loosen the concept's grip on the rest of the picture.",
+                ),
+                io.Combo.Input(
+                    "scope",
+                    options=["dictionary", "layer", "site"],
+                    tooltip="Among which atoms the share is taken: dictionary lets busy layers keep more, layer and site keep "
+                    "the same share everywhere, so that every part of the picture thins out evenly.",
+                ),
+                io.Combo.Input(
+                    "by",
+                    options=["importance", "random"],
+                    tooltip="What decides which atoms stay. Random is for comparison: the picture falls apart much sooner.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**31,
+                    tooltip="Another seed drops other atoms. Matters for random only.",
+                ),
+            ],
+            outputs=[dictionary_output()],
+        )
+
+    @classmethod
+    def execute(cls, dictionary: SparseAdapter, density: float, scope: str, by: str, seed: int) -> io.NodeOutput:
+        return io.NodeOutput(dictionary.with_controls(Keep(density, scope, by, seed)))
+
+
+class SoloAtoms(ControlNode):
+    """Only these."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Solo",
+            display_name="Solo Atoms",
+            category=CONTROLS,
+            description="Lets only the chosen atoms act, to see what they do by themselves.",
+            search_aliases=["sparse atoms", "isolate"],
+            inputs=[dictionary_input(), atoms_input("top:8", "Which atoms the picture shows; all others are off.")],
+            outputs=[dictionary_output()],
+        )
+
+    @classmethod
+    def execute(cls, dictionary: SparseAdapter, atoms: str) -> io.NodeOutput:
+        return io.NodeOutput(dictionary.with_controls(Solo(parse_selection(atoms))))
+
+
+class MuteAtoms(ControlNode):
+    """All but these."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Mute",
+            display_name="Mute Atoms",
+            category=CONTROLS,
+            description="Turns the chosen atoms off, to see what the picture loses without them.",
+            search_aliases=["sparse atoms", "ablate", "remove"],
+            inputs=[dictionary_input(), atoms_input("top:1", "Which atoms vanish from the picture.")],
+            outputs=[dictionary_output()],
+        )
+
+    @classmethod
+    def execute(cls, dictionary: SparseAdapter, atoms: str) -> io.NodeOutput:
+        return io.NodeOutput(dictionary.with_controls(Weight(parse_selection(atoms), 0.0)))
+
+
+class AtomPrompt(ControlNode):
+    """On one prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Prompt",
+            display_name="Atom Prompt",
+            category=CONTROLS,
+            description="Lets atoms act on the positive or on the negative prompt only. On the negative one the picture is "
+            "pushed away from what they draw.",
+            search_aliases=["sparse atoms", "conditioning", "negative lora"],
+            inputs=[
+                dictionary_input(),
+                io.Combo.Input(
+                    "prompt",
+                    options=["positive", "negative"],
+                    tooltip="positive: the picture shows what the atoms draw, more strongly than with both. negative: it "
+                    "avoids it.",
+                ),
+                atoms_input("*", "Which atoms; the others act on both prompts."),
+            ],
+            outputs=[dictionary_output()],
+        )
+
+    @classmethod
+    def execute(cls, dictionary: SparseAdapter, prompt: str, atoms: str) -> io.NodeOutput:
+        return io.NodeOutput(dictionary.with_controls(Conditioning(prompt, parse_selection(atoms))))
+
+
+CONTROL_NODES = [AtomWeights, AtomMask, AtomSchedule, KeepTopAtoms, SoloAtoms, MuteAtoms, AtomPrompt]

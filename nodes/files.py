@@ -1,0 +1,80 @@
+"""Load and Save Sparse Dictionary."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..sparse_core.controls import SparseAdapter
+from ..sparse_core.files import load_dictionary, save_dictionary
+from . import folders
+from .types import CATEGORY, dictionary_input, dictionary_output
+
+
+class LoadSparseDictionary(io.ComfyNode):
+    """A file into the graph."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Load",
+            display_name="Load Sparse Dictionary",
+            category=CATEGORY,
+            description="Loads a dictionary from models/sparse_dictionaries or from what you trained and saved.",
+            search_aliases=["sparse atoms", "load adapter", "load lora"],
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=folders.names(),
+                    tooltip="Which dictionary to load: what the picture will learn to draw. The newest is first.",
+                )
+            ],
+            outputs=[dictionary_output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        try:
+            folders.resolve(name)
+        except FileNotFoundError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> str:
+        stat = folders.resolve(name).stat()
+        return f"{stat.st_mtime_ns} {stat.st_size}"
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        return io.NodeOutput(SparseAdapter(load_dictionary(folders.resolve(name))))
+
+
+class SaveSparseDictionary(io.ComfyNode):
+    """A dictionary into a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Save",
+            display_name="Save Sparse Dictionary",
+            category=CATEGORY,
+            description="Saves a dictionary to output/sparse_dictionaries, where Load finds it. Controls are not saved with "
+            "it: they live in the workflow.",
+            search_aliases=["sparse atoms", "save adapter"],
+            inputs=[
+                dictionary_input("The dictionary to keep, usually from Train."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="dictionary",
+                    tooltip="Name of the file; a number is added, so nothing is overwritten. Subfolders such as friends/robot "
+                    "work. Does not change the picture.",
+                ),
+            ],
+            outputs=[dictionary_output()],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, dictionary: SparseAdapter, filename_prefix: str) -> io.NodeOutput:
+        path = save_dictionary(dictionary.dictionary, folders.free_path(filename_prefix))
+        return io.NodeOutput(dictionary, ui=ui.PreviewText(f"Saved as {path.name}"))

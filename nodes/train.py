@@ -1,0 +1,183 @@
+"""Train Sparse Dictionary."""
+
+from __future__ import annotations
+
+import latent_preview
+from comfy.model_management import InterruptProcessingException, throw_exception_if_processing_interrupted
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..sparse_core.controls import SparseAdapter
+from ..sparse_core.files import save_dictionary
+from ..sparse_core.hosts.comfyui import ComfyHost, examples_of
+from ..sparse_core.training import Progress, TrainingSettings, TrainingStopped, train
+from . import folders
+from .types import CATEGORY, dictionary_output
+
+DEFAULTS = TrainingSettings()
+ATTENTIONS = {"both": ("attn1", "attn2"), "cross-attention": ("attn2",), "self-attention": ("attn1",)}
+
+
+class TrainSparseDictionary(io.ComfyNode):
+    """Pictures into a dictionary."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Train",
+            display_name="Train Sparse Dictionary",
+            category=CATEGORY,
+            description="Teaches a model something new from a few pictures. Cancelling keeps what was learnt: it is saved "
+            "and goes on to the next node.",
+            search_aliases=["sparse atoms", "train lora", "fine-tune", "dreambooth"],
+            is_input_list=True,
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The model to teach. The dictionary will fit every checkpoint of its family."
+                ),
+                io.Latent.Input(
+                    "latents",
+                    tooltip="The pictures to learn from, through VAE Encode: a batch, or a list of several sizes. Four to eight "
+                    "with different backgrounds teach best.",
+                ),
+                io.Conditioning.Input(
+                    "captions",
+                    tooltip="What the pictures show, through CLIP Text Encode: one for each picture, or one for all. Name the "
+                    "new thing by the same rare word each time; what the captions describe besides is not learnt.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="dictionary",
+                    tooltip="Names the file that is kept when you cancel, and the dictionary's title.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=DEFAULTS.steps,
+                    min=1,
+                    max=100_000,
+                    tooltip="How long to learn. Too few: the new thing is not recognisable. Too many: it takes over the picture.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=DEFAULTS.learning_rate,
+                    min=1e-6,
+                    max=0.5,
+                    step=1e-6,
+                    tooltip="How big each step is. Higher learns faster and holds on to more of the training pictures, "
+                    "backgrounds included.",
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=DEFAULTS.batch,
+                    min=1,
+                    max=64,
+                    tooltip="Pictures per step. More is steadier and slower; does not change what is learnt.",
+                ),
+                io.Int.Input(
+                    "atoms",
+                    default=DEFAULTS.atoms,
+                    min=1,
+                    max=1024,
+                    tooltip="Atoms in each projection of each attention. More hold more detail; most can be dropped "
+                    "afterwards with Keep Top Atoms.",
+                ),
+                io.Combo.Input(
+                    "attention",
+                    options=list(ATTENTIONS),
+                    tooltip="cross-attention learns what a word means, self-attention how things look and fit together; both "
+                    "gives the best likeness.",
+                ),
+                io.String.Input(
+                    "projections",
+                    default="".join(DEFAULTS.projections),
+                    tooltip="Which parts of an attention learn: q what looks, k what is found, v what is passed on, o how it "
+                    "lands. All four, qkvo, draw the best likeness.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=DEFAULTS.threshold,
+                    min=0.0,
+                    max=4.0,
+                    step=0.1,
+                    tooltip="How sure an atom must be before it acts. Higher keeps the rest of the picture more as the plain "
+                    "model draws it; 0 makes it a LoRA; above 3 little is learnt.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "sparsity",
+                    default=DEFAULTS.sparsity,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    tooltip="How hard atoms compete. Higher puts the likeness into fewer atoms, so that more can be dropped.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=DEFAULTS.seed,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="Another seed learns the same thing with other atoms. The same seed gives the same dictionary.",
+                ),
+            ],
+            outputs=[
+                dictionary_output(),
+                io.Custom("LOSS_MAP").Output(display_name="loss", tooltip="For Plot Loss Graph."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: list[ModelPatcher],
+        latents: list[dict],
+        captions: list[list],
+        name: list[str],
+        steps: list[int],
+        learning_rate: list[float],
+        batch: list[int],
+        atoms: list[int],
+        attention: list[str],
+        projections: list[str],
+        threshold: list[float],
+        sparsity: list[float],
+        seed: list[int],
+    ) -> io.NodeOutput:
+        settings = TrainingSettings(
+            steps=steps[0],
+            batch=batch[0],
+            learning_rate=learning_rate[0],
+            atoms=atoms[0],
+            projections=tuple(p for p in projections[0] if p not in " ,"),
+            attentions=ATTENTIONS[attention[0]],
+            threshold=threshold[0],
+            sparsity=sparsity[0],
+            seed=seed[0],
+        )
+        host = ComfyHost(model[0])
+        show = latent_preview.prepare_callback(model[0], steps[0])
+        losses: list[float] = []
+        cancelled = False
+
+        def on_step(progress: Progress) -> None:
+            nonlocal cancelled
+            losses.append(progress.loss)
+            try:
+                show(progress.step - 1, progress.estimate, None, progress.steps)
+                throw_exception_if_processing_interrupted()
+            except InterruptProcessingException:
+                cancelled = True
+                raise TrainingStopped from None
+
+        dictionary = train(
+            host,
+            examples_of(host, latents, captions),
+            settings,
+            on_step,
+            {"modelspec.title": name[0], "modelspec.architecture": "sparse-dictionary"},
+        )
+        if cancelled:
+            save_dictionary(dictionary, folders.free_path(f"{name[0]}_cancelled"))
+        return io.NodeOutput(SparseAdapter(dictionary), {"loss": losses})
