@@ -1,0 +1,395 @@
+"""The command line: train, generate, info and demo, on diffusers pipelines and the bundled demo model.
+
+Exit codes: 0 done, 1 an error told in a sentence, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from tqdm import tqdm
+
+from .analysis.ranking import importance_curve, ranking
+from .controls import SparseAdapter
+from .dictionary import SparseDictionary
+from .files import SUFFIX, load_dictionary, save_dictionary
+from .layers import PROJECTIONS
+from .plan import MaskPlacementError
+from .training import Progress, TrainingSettings, TrainingStopped, train
+from .training.record import describe
+
+PROGRAM = "sparse-atoms"
+INTERRUPTED = 130
+ATTENTIONS = ("attn1", "attn2")
+DENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Where `info` reads the importance curve."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; wrong usage leaves through `SystemExit`, as argparse does it."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except torch.OutOfMemoryError:
+        return fail("Out of memory. Use a smaller --batch or --size, or close other programs that use the GPU.")
+    except ModuleNotFoundError as error:
+        return fail(f"The package {error.name} is missing. Install it with: pip install 'sparse-atoms[demo]'")
+    except (ValueError, OSError, MaskPlacementError) as error:
+        return fail(str(error))
+
+
+def fail(message: str) -> int:
+    """Tells what went wrong."""
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    parser = argparse.ArgumentParser(PROGRAM, description="Sparse dictionary adapters for Stable Diffusion.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_train(commands)
+    add_generate(commands)
+    add_info(commands)
+    add_demo(commands)
+    return parser
+
+
+def add_command(commands: argparse._SubParsersAction, name: str, purpose: str, example: str) -> argparse.ArgumentParser:
+    """A command whose help ends with an example."""
+    return commands.add_parser(
+        name,
+        help=purpose,
+        description=purpose,
+        epilog=f"example:\n  {PROGRAM} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The options that choose the model."""
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="PATH",
+        help="a diffusers folder or a .safetensors checkpoint of SD1.x, SD2.x or SDXL (default: the demo model)",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FOLDER",
+        help="for a checkpoint: a diffusers folder of the same family; only its configurations and tokenizers are read",
+    )
+
+
+def add_train(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "train",
+        "Learn a dictionary from a folder of pictures. Ctrl-C ends the training and saves what was learnt.",
+        "train photos/robot --word robot --out robot.safetensors",
+    )
+    parser.add_argument("images", type=Path, metavar="FOLDER", help="pictures; NAME.txt beside NAME.png is its caption")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+    parser.add_argument(
+        "--word", help="what to call it: the caption of pictures without a .txt, and the file's trigger"
+    )
+    parser.add_argument("--title", help="the file's title (default: the name of the file)")
+    parser.add_argument("--author", default="", help="named in the file")
+    add_model(parser)
+    defaults = TrainingSettings()
+    for name, kind, purpose in (
+        ("steps", int, "optimiser steps"),
+        ("batch", int, "pictures in a step"),
+        ("learning-rate", float, "peak of the learning rate"),
+        ("atoms", int, "atoms at each projection"),
+        ("threshold", float, "how rarely an atom fires, in standard deviations of its coefficient"),
+        ("sparsity", float, "how strongly unneeded atoms are emptied"),
+        ("seed", int, "of the start and of all noise"),
+    ):
+        default = getattr(defaults, name.replace("-", "_"))
+        metavar = "N" if kind is int else "X"
+        parser.add_argument(
+            f"--{name}", type=kind, default=default, metavar=metavar, help=f"{purpose} (default: {default})"
+        )
+    for name, choices, default in (
+        ("sites", PROJECTIONS, defaults.projections),
+        ("attentions", ATTENTIONS, defaults.attentions),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=some_of(choices),
+            default=default,
+            metavar=",".join(choices),
+            help=f"which {name} get atoms (default: {','.join(default)})",
+        )
+    parser.set_defaults(run=run_train)
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Trains and saves."""
+    from .hosts.diffusers import DiffusersHost
+    from .pictures import encode_pictures, read_folder
+    from .pipelines import load_pipeline, native_side
+
+    settings = TrainingSettings(
+        steps=options.steps,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        atoms=options.atoms,
+        projections=options.sites,
+        attentions=options.attentions,
+        threshold=options.threshold,
+        sparsity=options.sparsity,
+        seed=options.seed,
+    )
+    out = with_suffix(options.out)
+    pipeline = load_pipeline(options.model, options.config)
+    host = DiffusersHost(pipeline)
+    pictures = read_folder(options.images, options.word, native_side(pipeline))
+    examples = list(tqdm(encode_pictures(host, pictures), "reading pictures", len(pictures), leave=False))
+    metadata = describe(
+        options.title or out.stem, options.word, [picture.caption for picture in pictures], options.author
+    )
+    with stop_on_interrupt() as stopped, tqdm(total=settings.steps, desc="training", unit="step") as bar:
+
+        def on_step(progress: Progress) -> None:
+            bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
+            bar.update()
+            if stopped:
+                raise TrainingStopped
+
+        dictionary = train(host, examples, settings, on_step, metadata)
+    save_dictionary(dictionary, out)
+    print(f"{out}: {len(dictionary)} atoms, {out.stat().st_size / 1000:.0f} kB")
+    if stopped:
+        print(f"{PROGRAM}: interrupted; what was learnt in {bar.n} steps is saved.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[list[int]]:
+    """Collects the first Ctrl-C in the list it gives; the second one interrupts at once."""
+    received: list[int] = []
+
+    def receive(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, receive)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def add_generate(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "generate",
+        "Draw pictures, with or without a dictionary.",
+        'generate --prompt "a robot in the snow" --dictionary robot.safetensors --density 0.25 --out robot.png',
+    )
+    parser.add_argument("--prompt", required=True, help="what to draw")
+    parser.add_argument("--negative", default="", metavar="PROMPT", help="what to stay away from")
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="a .png file, or a folder")
+    add_model(parser)
+    control = parser.add_argument_group("the dictionary and its controls")
+    control.add_argument("--dictionary", type=Path, metavar="FILE", help="a file made by train")
+    control.add_argument("--strength", type=float, default=1.0, metavar="X", help="0 none, 1 as trained (default: 1)")
+    control.add_argument("--density", type=float, default=1.0, metavar="X", help="share of atoms kept (default: 1)")
+    control.add_argument(
+        "--atoms-lines",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help='weights of atoms: "L3.v[7] = 0.5", "mute top:1"; @FILE reads lines from a file; may be repeated',
+    )
+    control.add_argument("--mask", type=Path, metavar="PNG", help="the dictionary acts where this picture is white")
+    drawing = parser.add_argument_group("the drawing")
+    drawing.add_argument("--steps", type=int, default=20, metavar="N", help="sampling steps (default: 20)")
+    drawing.add_argument(
+        "--guidance", type=float, metavar="X", help="classifier-free guidance (default: 3 for the demo model, else 7)"
+    )
+    drawing.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture (default: 0)")
+    drawing.add_argument(
+        "--count", type=int, default=1, metavar="N", help="pictures, each with the next seed (default: 1)"
+    )
+    drawing.add_argument("--size", type=width_and_height, metavar="WxH", help="in pixels (default: the model's own)")
+    parser.set_defaults(run=run_generate)
+
+
+def run_generate(options: argparse.Namespace) -> None:
+    """Draws and saves."""
+    from .generate import Sampling, controlled, generate, numbered
+    from .hosts.diffusers import DiffusersHost
+    from .pictures import read_picture, write_picture
+    from .pipelines import load_pipeline
+
+    if options.count < 1:
+        raise ValueError(f"--count is {options.count}; expected at least 1.")
+    guidance = options.guidance if options.guidance is not None else (7.0 if options.model else 3.0)
+    sampling = Sampling(options.steps, guidance, options.size, options.negative)
+    stack = []
+    if options.dictionary:
+        adapter = controlled(
+            SparseAdapter(load_dictionary(options.dictionary)),
+            strength=options.strength,
+            lines=read_lines(options.atoms_lines),
+            density=options.density,
+            mask=read_picture(options.mask) if options.mask else None,
+        )
+        stack.append(adapter)
+    host = DiffusersHost(load_pipeline(options.model, options.config))
+    prompts = [options.prompt] * options.count
+    seeds = range(options.seed, options.seed + options.count)
+    with tqdm(total=sampling.steps * options.count, desc="drawing", unit="step") as bar:
+        pictures = generate(host, prompts, seeds, sampling, stack, bar.update)
+    for path, picture in zip(numbered(options.out, options.count), pictures, strict=True):
+        write_picture(picture, path)
+        print(path)
+
+
+def add_info(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "info",
+        "Say what a dictionary file is and which atoms matter in it.",
+        "info robot.safetensors --top 20",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a dictionary")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="atoms to list (default: 10)")
+    parser.add_argument("--json", action="store_true", help="the same as JSON, for other programs")
+    parser.set_defaults(run=run_info)
+
+
+def run_info(options: argparse.Namespace) -> None:
+    """Describes a file."""
+    facts = facts_of(load_dictionary(options.file), max(options.top, 0))
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if options.json else readable(options.file.name, facts))
+
+
+def facts_of(dictionary: SparseDictionary, top: int) -> dict:
+    """What `info` tells, as JSON values."""
+    ranked = ranking(dictionary)
+    return {
+        "family": dictionary.family,
+        "fingerprint": dictionary.fingerprint,
+        "layers": len(dictionary.layers),
+        "sites": len(dictionary.sites),
+        "atoms": len(dictionary),
+        "parameters": dictionary.parameters(),
+        "importance_curve": dict(zip(map(str, DENSITIES), importance_curve(ranked, DENSITIES), strict=True)),
+        "most_important": [atom._asdict() for atom in ranked[:top]],
+        "metadata": dict(dictionary.metadata),
+    }
+
+
+def readable(name: str, facts: dict) -> str:
+    """The facts for a person to read."""
+    curve = [
+        f"  {float(density):5.0%} of the atoms {share:5.0%} {'█' * round(40 * share)}"
+        for density, share in facts["importance_curve"].items()
+    ]
+    atoms = [
+        f"  {atom['address']:<12} {atom['importance']:.5f} {atom['label']}".rstrip() for atom in facts["most_important"]
+    ]
+    record = [f"  {name}: {value}" for name, value in flat(facts["metadata"])]
+    return "\n".join(
+        [
+            f"{name}: a sparse dictionary",
+            f"  for {facts['family']} (layer fingerprint {facts['fingerprint']})",
+            f"  {facts['atoms']} atoms at {facts['sites']} projections of {facts['layers']} attention layers, "
+            f"{facts['parameters']} parameters",
+            "",
+            "Importance held by the best atoms",
+            *curve,
+            "",
+            "Most important atoms",
+            *atoms,
+            "",
+            "Record",
+            *record,
+        ]
+    )
+
+
+def flat(metadata: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Nested values with dotted names; long lists as their length."""
+    for name, value in sorted(metadata.items()):
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and len(value) > 4:
+            yield f"{prefix}{name}", f"{len(value)} entries"
+        else:
+            yield f"{prefix}{name}", value
+
+
+def add_demo(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands, "demo", "The bundled demo model: show what can be done, or train it anew.", "demo make"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    make = add_command(
+        commands,
+        "make",
+        "Teach the demo model a creature, or your own pictures, and write a page that shows what can be done with it.",
+        "demo make --images photos/robot --word robot",
+    )
+    make.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="your pictures (default: a creature that comes along)"
+    )
+    make.add_argument("--word", help="what your pictures show")
+    make.add_argument("--out", type=Path, default=Path("out/demo"), metavar="FOLDER", help="(default: out/demo)")
+    make.set_defaults(run=run_demo_make)
+
+
+def run_demo_make(options: argparse.Namespace) -> None:
+    """Teaches and shows."""
+    from .showcase import make_demo
+
+    for path in make_demo(options.out, options.images, options.word):
+        print(path)
+
+
+def some_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """A reader of comma-separated choices."""
+
+    def read(text: str) -> tuple[str, ...]:
+        chosen = text.split(",")
+        if unknown := [name for name in chosen if name not in choices]:
+            raise argparse.ArgumentTypeError(f"there is no {unknown[0]!r}; expected some of {','.join(choices)}")
+        return tuple(chosen)
+
+    return read
+
+
+def width_and_height(text: str) -> tuple[int, int]:
+    """``512x768`` as two numbers."""
+    try:
+        width, height = map(int, text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected WIDTHxHEIGHT such as 512x768") from None
+    return width, height
+
+
+def with_suffix(path: Path) -> Path:
+    """The path with the suffix of a dictionary, which Load Sparse Dictionary looks for."""
+    return path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
+
+
+def read_lines(given: Sequence[str]) -> str:
+    """Lines of atom weights; ``@FILE`` stands for the lines of a file."""
+    return "\n".join(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text for text in given)
