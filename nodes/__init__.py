@@ -5,10 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import folders
-from .apply import ApplySparseDictionary
+from .apply import ApplySparseDictionary, SparseDictionaryHook
 from .controls import CONTROL_NODES
 from .demo import DemoModel
-from .files import LoadSparseDictionary, SaveSparseDictionary
+from .files import AtomInfo, LoadSparseDictionary, SaveSparseDictionary
 from .train import TrainSparseDictionary
 
 WEB_DIRECTORY = "./web"
@@ -26,7 +26,9 @@ class SparseAtomsExtension(ComfyExtension):
             SaveSparseDictionary,
             TrainSparseDictionary,
             ApplySparseDictionary,
+            SparseDictionaryHook,
             *CONTROL_NODES,
+            AtomInfo,
         ]
 
 

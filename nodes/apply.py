@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from comfy.hooks import HookGroup
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..sparse_core.controls import SparseAdapter
-from ..sparse_core.hosts.comfyui import apply_adapter
+from ..sparse_core.hosts.comfyui import apply_adapter, hook_adapter
 from .types import CATEGORY, dictionary_input
 
 
@@ -43,3 +44,37 @@ class ApplySparseDictionary(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, dictionary: SparseAdapter, strength: float) -> io.NodeOutput:
         return io.NodeOutput(apply_adapter(model, dictionary.at_strength(strength)))
+
+
+class SparseDictionaryHook(io.ComfyNode):
+    """A dictionary onto a conditioning."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Hook",
+            display_name="Sparse Dictionary Hook",
+            category=CATEGORY,
+            description="Hangs a dictionary on prompts instead of on the model, through ComfyUI's own hooks: connect it to Cond "
+            "Set Props and the like. Each prompt with other hooks costs a model run of its own; Atom Mask does regions in "
+            "one run.",
+            search_aliases=["sparse atoms", "hook lora", "create hook"],
+            inputs=[
+                dictionary_input("What the hooked prompts add to the picture."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How much of it the hooked prompts show; hook keyframes multiply it step by step.",
+                ),
+                io.Hooks.Input("prev_hooks", optional=True, tooltip="Hooks that act together with this one."),
+            ],
+            outputs=[io.Hooks.Output(display_name="hooks")],
+        )
+
+    @classmethod
+    def execute(cls, dictionary: SparseAdapter, strength: float, prev_hooks: HookGroup | None = None) -> io.NodeOutput:
+        hooks = hook_adapter(dictionary.at_strength(strength))
+        return io.NodeOutput(hooks if prev_hooks is None else prev_hooks.clone_and_combine(hooks))

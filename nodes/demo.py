@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.latent_formats
 import comfy.model_management
@@ -95,7 +95,7 @@ def load_clip(folder: Path) -> comfy.sd.CLIP:
             )
 
     class Target:
-        params = {"clip_model": TextModel}
+        params: ClassVar = {"clip_model": TextModel}
         clip = SD1ClipModel
 
         @staticmethod
@@ -147,8 +147,8 @@ def unet_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class _DemoConfig(comfy.supported_models.SD15):
-    unet_extra_config = {}
-    sampling_settings = {"zsnr": True}
+    unet_extra_config: ClassVar = {}
+    sampling_settings: ClassVar = {"zsnr": True}
     memory_usage_factor = 0.2
 
 

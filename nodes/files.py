@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..sparse_core.controls import SparseAdapter
+from ..sparse_core.describe import describe
 from ..sparse_core.files import load_dictionary, save_dictionary
 from . import folders
 from .types import CATEGORY, dictionary_input, dictionary_output
@@ -78,3 +79,34 @@ class SaveSparseDictionary(io.ComfyNode):
     def execute(cls, dictionary: SparseAdapter, filename_prefix: str) -> io.NodeOutput:
         path = save_dictionary(dictionary.dictionary, folders.free_path(filename_prefix))
         return io.NodeOutput(dictionary, ui=ui.PreviewText(f"Saved as {path.name}"))
+
+
+class AtomInfo(io.ComfyNode):
+    """A chain of controls in words."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Info",
+            display_name="Atom Info",
+            category=CATEGORY,
+            description="Tells what a dictionary holds and what the controls before this node amount to, atom by atom.",
+            search_aliases=["sparse atoms", "inspect", "list atoms"],
+            inputs=[
+                dictionary_input(),
+                io.Int.Input(
+                    "top",
+                    default=20,
+                    min=1,
+                    max=10_000,
+                    tooltip="How many atoms the table lists, the most important first. Does not change the picture.",
+                ),
+            ],
+            outputs=[dictionary_output(), io.String.Output(display_name="text")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, dictionary: SparseAdapter, top: int) -> io.NodeOutput:
+        text = describe(dictionary, top)
+        return io.NodeOutput(dictionary, text, ui=ui.PreviewText(text))

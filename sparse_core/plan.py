@@ -30,10 +30,11 @@ class MaskPlacementError(RuntimeError):
 
 
 class Observer(Protocol):
-    """Sees the coefficients of a call without changing them."""
+    """Sees the coefficients of one adapter without changing them."""
 
-    def __call__(self, site: Site, atoms: Sequence[AtomRef], z: Tensor, y: Tensor) -> None:
-        """``z`` (rows, tokens, m) before weights, masks and schedules; ``y`` (rows, tokens, d_out) before the update."""
+    def __call__(self, site: Site, atoms: Sequence[int], z: Tensor, y: Tensor) -> None:
+        """``atoms`` are indices into the site; ``z`` (rows, tokens, m) is theirs, before weights, masks and schedules;
+        ``y`` (rows, tokens, d_out) the projection before the update."""
 
 
 class AtomRef(NamedTuple):
@@ -382,13 +383,15 @@ def _coder(joined: Mapping[Projection, _Joined], projections: str) -> Coder | No
 class Run:
     """One model call."""
 
-    def __init__(self, plan: Plan, rows: Rows | None, progress: float, observer: Observer | None = None) -> None:
+    def __init__(self, plan: Plan, rows: Rows | None, progress: float, observers: Sequence[Observer | None]) -> None:
         """
         :param plan: on the model's device and in its type.
         :param rows: what the rows of the batch are; None where the host can't know it.
         :param progress: how far sampling has come, 0..1.
+        :param observers: one for each adapter of the stack.
         """
-        self.plan, self.rows, self.observer = plan, rows, observer
+        self.plan, self.rows = plan, rows
+        self.observers = {number: observer for number, observer in enumerate(observers) if observer is not None}
         device = plan.masks[0].device if plan.masks else None
         factors = torch.tensor([gate.factor(progress) for gate in plan.gates])[:, None]  # (gates, 1)
         if plan.by_prompt:
@@ -495,9 +498,14 @@ class LayerRun:
             self.z[projection] = z[..., coder.slices[projection]]
 
     def _observe(self, projection: Projection, y: Tensor) -> None:
-        if self.run.observer is not None and projection in self.codes:
-            refs = self.layer.decoders[projection].refs
-            self.run.observer(Site(self.index, projection), refs, self.codes[projection], y)
+        if not self.run.observers or projection not in self.codes:
+            return
+        refs, codes = self.layer.decoders[projection].refs, self.codes[projection]
+        for adapter, observer in self.run.observers.items():
+            mine = [i for i, ref in enumerate(refs) if ref.adapter == adapter]
+            if mine:
+                z = codes if len(mine) == len(refs) else codes[..., mine]
+                observer(Site(self.index, projection), [refs[i].atom for i in mine], z, y)
 
     def _masked(self, projection: Projection, y: Tensor) -> Tensor:
         """The update where tokens are places: masks act on the coefficients."""

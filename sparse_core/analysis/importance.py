@@ -13,7 +13,6 @@ from ..controls import SparseAdapter
 from ..dictionary import SparseDictionary
 from ..hosts.base import Host
 from ..layers import Site
-from ..plan import AtomRef
 from ..training.examples import Example, draw_batch
 
 
@@ -26,9 +25,9 @@ class Measurement:
         self.active = dict.fromkeys(dictionary.sites, 0.0)
         self.calls = dict.fromkeys(dictionary.sites, 0)
 
-    def __call__(self, site: Site, atoms: Sequence[AtomRef], z: Tensor, y: Tensor) -> None:
+    def __call__(self, site: Site, atoms: Sequence[int], z: Tensor, y: Tensor) -> None:
         """See `Observer`."""
-        index = torch.tensor([ref.atom for ref in atoms])
+        index = torch.tensor(atoms)
         directions = self.dictionary.sites[site].directions.to(z.device)[index]
         self.calls[site] += 1
         self.importance[site][index] += importance(z, directions, y).cpu()

@@ -11,21 +11,24 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from comfy.hooks import EnumHookScope, HookGroup, TransformerOptionsHook
 from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST, V_PREDICTION
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..controls import SparseAdapter, Stack
+from ..controls import Schedule, SparseAdapter, Stack
 from ..layers import Layer
 from ..plan import Crop, LayerRun, MaskPlacementError, Observer, Plan, Rows, Run, compile_plan
 from ..training.examples import Example
@@ -38,16 +41,15 @@ Place = tuple[int, int, str]
 """Where ComfyUI says it is: running number of the SpatialTransformer, block inside it, attn1 or attn2."""
 
 
-def list_layers(model: ModelPatcher) -> dict[Place, Layer]:
+def list_layers(unet: torch.nn.Module) -> dict[Place, Layer]:
     """Every attention of the UNet in execution order, with its host-neutral description.
 
     :raises ValueError: the model has no UNet of the Stable Diffusion kind.
     """
-    unet = model.model.diffusion_model
     if not isinstance(unet, UNetModel):
         raise ValueError(
-            f"A sparse dictionary acts on UNets of the Stable Diffusion kind (SD1.x, SD2.x, SDXL); this MODEL is a "
-            f"{type(model.model).__name__}. Connect a checkpoint of one of those families."
+            f"A sparse dictionary acts on UNets of the Stable Diffusion kind (SD1.x, SD2.x, SDXL); this MODEL has a "
+            f"{type(unet).__name__}. Connect a checkpoint of one of those families."
         )
     stages = {"down": unet.input_blocks, "middle": [unet.middle_block], "up": unet.output_blocks}
     layers: dict[Place, Layer] = {}
@@ -71,43 +73,77 @@ def list_layers(model: ModelPatcher) -> dict[Place, Layer]:
 
 
 def apply_adapter(model: ModelPatcher, adapter: SparseAdapter) -> ModelPatcher:
-    """A clone of the MODEL on which the adapter acts too, beside those already there."""
+    """A clone of the MODEL on which the adapter acts too, beside those already there.
+
+    :raises ValueError: the dictionary belongs to another model family.
+    """
+    adapter.dictionary.check_fits(list(list_layers(model.model.diffusion_model).values()))
     patched = model.clone()
-    here = patched.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY)
-    stack = (*(here[0].stack if here else ()), adapter)
-    install(patched, Wrapper(patched, stack))
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, Wrapper((adapter,)))
+    patched.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
+    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, take_notes)
     return patched
 
 
-def install(model: ModelPatcher, wrapper: Wrapper) -> None:
-    """Puts the wrapper on the MODEL in place of the one that was there."""
-    for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.CALC_COND_BATCH):
-        model.remove_wrappers_with_key(kind, KEY)
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, wrapper)
-    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, note_areas)
+def hook_adapter(adapter: SparseAdapter) -> HookGroup:
+    """The adapter as HOOKS, for conditionings: it acts on those that carry it alone, times their hook keyframes."""
+    group = HookGroup()
+    group.add(TransformerOptionsHook({"wrappers": {WrappersMP.CALC_COND_BATCH: {KEY: [take_notes]}}}))
+    group.add(AdapterHook(adapter))
+    return group
 
 
-def note_areas(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict) -> Any:
-    """Leaves word for the model calls of this step which area of the picture each conditioning covers: a call for a
-    regional conditioning sees a crop, and its masks must be cropped with it."""
+class AdapterHook(TransformerOptionsHook):
+    """Puts an adapter into the model calls of the conditionings it hangs on."""
+
+    def __init__(self, adapter: SparseAdapter | None = None) -> None:
+        super().__init__({}, EnumHookScope.HookedOnly)
+        self.adapter = adapter
+
+    def clone(self) -> AdapterHook:
+        """ComfyUI clones hooks when keyframes are set; every clone follows its own keyframes."""
+        copy = super().clone()
+        copy.adapter = self.adapter
+        return copy
+
+    @cached_property
+    def wrapper(self) -> Wrapper:
+        """The adapter with the current keyframe's strength as its schedule."""
+        return Wrapper((self.adapter.with_controls(Schedule(lambda progress: self.strength)),))
+
+    def on_apply_hooks(self, model: ModelPatcher, transformer_options: dict) -> None:
+        """Called by ComfyUI before every model call of a hooked conditioning."""
+        wrappers = {WrappersMP.DIFFUSION_MODEL: {KEY: [self.wrapper]}}
+        comfy.patcher_extension.merge_nested_dicts(transformer_options, {"wrappers": wrappers}, copy_dict1=False)
+
+
+def take_notes(executor: Callable, model: BaseModel, conds: list, x: Tensor, timestep: Tensor, options: dict) -> Any:
+    """Leaves word for the model calls of this step: which area of the picture each conditioning covers, since a call for
+    a regional one sees a crop and its masks must be cropped with it, and the noise schedule in use."""
     areas = {c["uuid"]: tuple(c["area"]) for cond in conds if cond is not None for c in cond if "area" in c}
-    note = {KEY: {"picture": tuple(x.shape[-2:]), "areas": areas}}
-    options = {**model_options, "transformer_options": {**model_options.get("transformer_options", {}), **note}}
+    note = {KEY: Note(model.model_sampling, tuple(x.shape[-2:]), areas)}
+    options = {**options, "transformer_options": {**options.get("transformer_options", {}), **note}}
     return executor(model, conds, x, timestep, options)
+
+
+class Note(NamedTuple):
+    """What a model call can't see by itself."""
+
+    sampling: Any
+    """ComfyUI's model_sampling."""
+    picture: tuple[int, int]
+    """Latent height and width of the whole picture."""
+    areas: dict[Any, tuple[int, ...]]
+    """Conditioning's uuid to (height, width, top, left) in latent pixels."""
 
 
 class Wrapper:
     """Applies a stack of adapters to every call of a diffusion model. Shared by all clones of a MODEL: it holds no state
-    of a run, only the compiled plan."""
+    of a run, only compiled plans."""
 
-    def __init__(self, model: ModelPatcher, stack: Stack, observer: Observer | None = None) -> None:
-        places = list_layers(model)
-        self.stack = tuple(stack)
-        self.index = {place: number for number, place in enumerate(places)}
-        self.plan = compile_plan(self.stack, list(places.values()))
-        self.sampling = model.get_model_object("model_sampling")
-        self.observer = observer
-        self._placed: dict[tuple[torch.device, torch.dtype], Plan] = {}
+    def __init__(self, stack: Stack, observer: Observer | None = None) -> None:
+        self.stack, self.observer = tuple(stack), observer
+        self._compiled: dict[tuple, tuple[dict[Place, int], Plan]] = {}
 
     def __call__(
         self,
@@ -121,36 +157,59 @@ class Wrapper:
         **kwargs: Any,
     ) -> Tensor:
         options = transformer_options or {}
-        if self.plan.layers:
-            progress = progress_of(self.sampling, options["sigmas"]) if self.plan.scheduled else 0.0
-            run = Run(self.placed(x.device, x.dtype), call_rows(x, options), progress, self.observer)
-            options = _Patches(run, self.index).around(options)
+        # Several Apply nodes and hooks may meet in one call: the first to be called compiles all into one plan, so that
+        # masks of different dictionaries cost one attention each instead of multiplying.
+        team: list[Wrapper] = options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}).get(KEY, [self])
+        if self is team[0]:
+            index, plan = self.compiled(team, executor.class_obj, x.device, x.dtype)
+            if plan.layers:
+                note = options.get(KEY)
+                observers = [w.observer for w in team for _ in w.stack]
+                run = Run(plan, call_rows(x, options, note), call_progress(plan, options, note), observers)
+                options = _Patches(run, index).around(options)
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
-    def placed(self, device: torch.device, dtype: torch.dtype) -> Plan:
-        """The plan on the device of this call."""
-        if (device, dtype) not in self._placed:
-            self._placed = {(device, dtype): self.plan.to(device, dtype)}
-        return self._placed[device, dtype]
+    def compiled(
+        self, team: Sequence[Wrapper], unet: torch.nn.Module, device: torch.device, dtype: torch.dtype
+    ) -> tuple[dict[Place, int], Plan]:
+        """The layers' numbers and the plan of all wrappers of a call, kept for the next."""
+        key = (*map(id, team), id(unet), device, dtype)
+        if key not in self._compiled:
+            layers = list_layers(unet)
+            plan = compile_plan([adapter for wrapper in team for adapter in wrapper.stack], list(layers.values()))
+            index = {place: number for number, place in enumerate(layers)}
+            self._compiled = {key: (index, plan.to(device, dtype))}
+        return self._compiled[key]
 
 
-def call_rows(x: Tensor, options: dict) -> Rows:
+def call_progress(plan: Plan, options: dict, note: Note | None) -> float:
+    """How far sampling has come, 0..1; 0 where nothing is scheduled."""
+    if not plan.scheduled:
+        return 0.0
+    if note is None:
+        raise RuntimeError(
+            "Atoms are scheduled, but this model call does not come from a sampler that says how far it is."
+        )
+    return progress_of(note.sampling, options["sigmas"])
+
+
+def call_rows(x: Tensor, options: dict, note: Note | None) -> Rows:
     """What the rows of this model call are. A batch is a list of conditionings, each over all pictures."""
     conditionings = options.get("cond_or_uncond") or [0]
     pictures = x.shape[0] // len(conditionings)
     height, width = x.shape[-2:]
-    note = options.get(KEY, {"picture": (height, width), "areas": {}})
     uuids = options.get("uuids") or [None] * len(conditionings)
+    picture, areas = ((height, width), {}) if note is None else (note.picture, note.areas)
     crops = []
     for uuid in uuids:
-        area = note["areas"].get(uuid)
+        area = areas.get(uuid)
         top, left = (0, 0) if area is None else area[len(area) // 2 :][-2:]
-        if area is None and note["picture"] != (height, width):
+        if area is None and picture != (height, width):
             raise MaskPlacementError(
-                f"This model call sees {height} x {width} latent pixels of a picture of {note['picture'][0]} x "
-                f"{note['picture'][1]}, and nothing says which: another patch tiles the picture. Remove it or the atoms."
+                f"This model call sees {height} x {width} latent pixels of a picture of {picture[0]} x {picture[1]}, and "
+                "nothing says which: another patch tiles the picture. Remove it or the atoms."
             )
-        crops += [Crop(note["picture"], top, left, height, width)] * pictures
+        crops += [Crop(picture, top, left, height, width)] * pictures
     return Rows(
         pictures=tuple(range(pictures)) * len(conditionings),
         positive=tuple(c == 0 for c in conditionings for _ in range(pictures)),
@@ -258,7 +317,7 @@ class ComfyHost:
         :raises ValueError: the model has no UNet of the Stable Diffusion kind.
         """
         self.model = model.clone()
-        self.layers = tuple(list_layers(model).values())
+        self.layers = tuple(list_layers(model.model.diffusion_model).values())
         self.device = model.load_device
         self.sampling = model.get_model_object("model_sampling")
         self.prediction: Prediction = "eps"
@@ -293,7 +352,8 @@ class ComfyHost:
         }
         options = comfy.patcher_extension.copy_nested_dicts(self.model.model_options["transformer_options"])
         options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(self.model.wrappers)
-        options |= {"sigmas": sigma, "cond_or_uncond": [0]}
+        note = Note(self.sampling, tuple(noisy.shape[-2:]), {})
+        options |= {"sigmas": sigma, "cond_or_uncond": [0], KEY: note}
         return model.apply_model(noisy, sigma, transformer_options=options, **conds)
 
     def stack_conditions(self, conditions: Sequence[list]) -> Condition:
@@ -320,7 +380,7 @@ class ComfyHost:
         """See `Host.patched`. The plan is compiled anew at each entry, so gradients reach the atoms of ``stack``."""
         unpatched = self.model
         self.model = unpatched.clone()
-        install(self.model, Wrapper(self.model, stack, observer))
+        self.model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, Wrapper(stack, observer))
         try:
             yield
         finally:

@@ -113,7 +113,8 @@ class DiffusersHost:
         with ExitStack() as undo:
             if plan.layers:
                 handle = self.unet.register_forward_pre_hook(
-                    lambda _, args, kwargs: state.begin(self, plan, observer, *args, **kwargs), with_kwargs=True
+                    lambda _, args, kwargs: state.begin(self, plan, [observer] * len(stack), *args, **kwargs),
+                    with_kwargs=True,
                 )
                 undo.callback(handle.remove)
                 transformers = {id(transformer): transformer for _, _, transformer in self.attentions}
@@ -166,7 +167,7 @@ class _State:
         self,
         host: DiffusersHost,
         plan: Plan,
-        observer: Observer | None,
+        observers: Sequence[Observer | None],
         sample: Tensor,
         timestep: Any,
         *_: Any,
@@ -183,7 +184,7 @@ class _State:
                 crops=(Crop((height, width), 0, 0, height, width),) * rows,
             ),
             progress,
-            observer,
+            observers,
         )
 
     def enter(self, transformer: nn.Module, args: tuple) -> None:

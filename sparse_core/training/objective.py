@@ -11,7 +11,6 @@ from ..coding import group_norm
 from ..dictionary import SparseDictionary
 from ..hosts.base import Prediction
 from ..layers import Site
-from ..plan import AtomRef
 
 SNR_CAP = 5.0
 """gamma of min-SNR weighting (Hang et al. 2023, arXiv 2303.09556)."""
@@ -44,7 +43,7 @@ class GroupTerm:
         self.dictionary = dictionary
         self.total: Tensor | float = 0.0
 
-    def __call__(self, site: Site, atoms: Sequence[AtomRef], z: Tensor, y: Tensor) -> None:
+    def __call__(self, site: Site, atoms: Sequence[int], z: Tensor, y: Tensor) -> None:
         """See `Observer`."""
         scale = y.detach().float().square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
         self.total = self.total + group_norm(z, self.dictionary.sites[site].directions) / scale
