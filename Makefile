@@ -1,0 +1,62 @@
+# make demo | make test | make test-comfyui | make lint | make clean. Variables can be given on the command line:
+#   make demo IMAGES=photos/robot WORD=robot
+#   make test-comfyui COMFYUI_PATH=/opt/ComfyUI
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+# Pinned here only: ComfyUI and every other home of the package bring their own.
+TORCH := torch==2.13.0
+ART := node_modules/@iconify-json/fluent-emoji-flat/icons.json
+OUT := out/demo
+IMAGES :=
+WORD :=
+PYTEST :=
+COMFYUI_PATH ?= $(HOME)/ComfyUI
+COMFYUI_PYTHON = $(firstword $(wildcard $(COMFYUI_PATH)/venv/bin/python $(COMFYUI_PATH)/.venv/bin/python) python3)
+
+.PHONY: help demo test test-comfyui lint clean
+
+help:
+	@sed -n '1,3s/^# *//p' Makefile
+
+demo: $(VENV)/demo
+	$(PYTHON) -m sparse_core demo make --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(WORD),--word "$(WORD)")
+
+test: $(VENV)/test
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi
+	$(PYTHON) -m pytest tests --ignore tests/comfyui $(PYTEST)
+	@echo
+	@echo "=== tests/comfyui did NOT run here: it needs a real ComfyUI. Run it with: make test-comfyui ==="
+
+test-comfyui:
+	@test -f "$(COMFYUI_PATH)/main.py" || { echo "There is no ComfyUI in $(COMFYUI_PATH). Give its folder: make test-comfyui COMFYUI_PATH=..." >&2; exit 1; }
+	@"$(COMFYUI_PYTHON)" -c "import lark, pytest, pytest_timeout, hypothesis" 2>/dev/null \
+		|| "$(COMFYUI_PYTHON)" -m pip install -q -r requirements.txt pytest pytest-timeout hypothesis
+	COMFYUI_PATH="$(COMFYUI_PATH)" "$(COMFYUI_PYTHON)" -m pytest tests/comfyui $(PYTEST)
+
+lint: $(VENV)/test
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) out build node_modules *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# The first Python on the path that works and is new enough, and not too new for the pinned torch.
+$(PYTHON):
+	@for python in python3.12 python3.13 python3.11 python3.10 python3 python; do \
+		if "$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
+		then exec "$$python" -m venv --clear $(VENV); fi; \
+	done; \
+	echo "This needs Python 3.10 to 3.13 with its venv module (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1
+
+$(VENV)/demo $(VENV)/test: $(VENV)/%: pyproject.toml | $(PYTHON)
+	@echo "Installing into $(VENV); the first time this takes a few minutes."
+	$(PYTHON) -m pip install -q --disable-pip-version-check "$(TORCH)" -e ".[$*]"
+	@touch $@
+
+# The artwork that the demo model learnt from; tests that look at it are skipped without npm.
+$(ART):
+	npm install --silent --no-save --no-package-lock --no-audit --no-fund @iconify-json/fluent-emoji-flat@1
