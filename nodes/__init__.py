@@ -8,6 +8,7 @@ from . import folders
 from .apply import ApplySparseDictionary, SparseDictionaryHook
 from .controls import CONTROL_NODES
 from .demo import DemoModel
+from .demo_pictures import DemoPictures
 from .files import AtomInfo, LoadSparseDictionary, SaveSparseDictionary
 from .train import TrainSparseDictionary
 
@@ -22,6 +23,7 @@ class SparseAtomsExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             DemoModel,
+            DemoPictures,
             LoadSparseDictionary,
             SaveSparseDictionary,
             TrainSparseDictionary,

@@ -1,0 +1,41 @@
+"""Demo Pictures: a few pictures with captions, to train on without a download."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..sparse_core.demo.lessons import creatures, load_lesson
+from .types import CATEGORY
+
+
+class DemoPictures(io.ComfyNode):
+    """What a lesson holds."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_DemoPictures",
+            display_name="Demo Pictures",
+            category=CATEGORY,
+            description="Six captioned pictures of a creature that the demo model has never seen. Send the pictures through VAE "
+            "Encode and the captions through CLIP Text Encode into Train Sparse Dictionary.",
+            search_aliases=["sparse atoms", "dataset", "training images"],
+            inputs=[
+                io.Combo.Input(
+                    "creature",
+                    options=creatures(),
+                    tooltip="What the pictures show. The captions call it by this word; use the word in prompts afterwards.",
+                )
+            ],
+            outputs=[
+                io.Image.Output(display_name="pictures", is_output_list=True),
+                io.String.Output(display_name="captions", is_output_list=True),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, creature: str) -> io.NodeOutput:
+        pictures, captions = zip(*load_lesson(creature), strict=True)
+        images = [torch.from_numpy(picture).float()[None] / 255 for picture in pictures]
+        return io.NodeOutput(images, list(captions))
