@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from factories import random_dictionary, tiny_host
+from factories import random_dictionary
 from hypothesis import HealthCheck, settings
 
 from sparse_core.dictionary import SparseDictionary
-from sparse_core.hosts.diffusers import DiffusersHost
 
 torch.set_num_threads(1)  # the tensors are tiny: threads cost more than they bring
 
@@ -21,9 +20,3 @@ settings.load_profile("sparse-atoms")
 def dictionary() -> SparseDictionary:
     """Four atoms on every site of `factories.LAYERS`."""
     return random_dictionary()
-
-
-@pytest.fixture(scope="session")
-def host() -> DiffusersHost:
-    """A tiny UNet of SD1.5's layout that predicts noise. Shared: leave it as it was."""
-    return tiny_host()

@@ -1,17 +1,21 @@
-"""Small random things that tests are made of."""
+"""Small random things that tests are made of. diffusers is imported where it is needed: it takes seconds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Generator
 
 from sparse_core.dictionary import Atoms, SparseDictionary
-from sparse_core.hosts.diffusers import Condition, DiffusersHost
 from sparse_core.layers import PROJECTIONS, Layer, Site
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from sparse_core.hosts.diffusers import Condition, DiffusersHost
 
 LAYERS = (
     Layer("down.0.0.attn1", 8, 8, 12),
@@ -70,6 +74,8 @@ def random_dictionary(
 
 def tiny_unet(kind: str = "sd") -> UNet2DConditionModel:
     """A random UNet of a few thousand weights, laid out as SD1.5's or as SDXL's."""
+    from diffusers import UNet2DConditionModel
+
     torch.manual_seed(0)
     shared = dict(
         sample_size=8,
@@ -105,12 +111,18 @@ def tiny_unet(kind: str = "sd") -> UNet2DConditionModel:
 
 def tiny_host(kind: str = "sd", prediction: str = "epsilon", *, guided: bool = False) -> DiffusersHost:
     """The tiny UNet as a host; its pipeline is a stand-in with what a host reads of one."""
+    from diffusers import DDIMScheduler
+
+    from sparse_core.hosts.diffusers import DiffusersHost
+
     scheduler = DDIMScheduler(prediction_type=prediction, rescale_betas_zero_snr=prediction == "v_prediction")
     return DiffusersHost(SimpleNamespace(unet=tiny_unet(kind), scheduler=scheduler, do_classifier_free_guidance=guided))
 
 
 def random_condition(rows: int, kind: str = "sd", seed: int = 0) -> Condition:
     """Random text of 5 tokens, with SDXL's extras where they are due."""
+    from sparse_core.hosts.diffusers import Condition
+
     generator = Generator().manual_seed(seed)
     text = torch.randn(rows, 5, TEXT[kind], generator=generator)
     if kind == "sd":
