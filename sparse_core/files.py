@@ -24,6 +24,8 @@ VERSION = 1
 SUFFIX = ".safetensors"
 LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library itself."""
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+"""What taking apart JSON of the wrong form can raise."""
 
 
 class DictionaryFileError(ValueError):
@@ -71,16 +73,17 @@ def load_dictionary(path: str | os.PathLike) -> SparseDictionary:
     if header.get("format") != FORMAT:
         raise DictionaryFileError(f"{path.name} is {_what_is(header)}, not a sparse dictionary. {_what_to_do(header)}")
     version = header.get("format_version", "")
-    if not version.isdigit() or int(version) > VERSION:
+    if version not in map(str, range(1, VERSION + 1)):
         raise DictionaryFileError(
-            f"{path.name} is in format version {version or '(none)'}; this program reads up to {VERSION}. Update Sparse Atoms."
+            f"{path.name} is in format version {version[:20] or '(none)'}; this program reads up to {VERSION}. "
+            "Update Sparse Atoms."
         )
     try:
         layers = tuple(Layer(str(name), *map(int, shape)) for name, *shape in json.loads(header["layers"]))
         dense_input = set(json.loads(header["dense_input"]))
         metadata = dict(json.loads(header["metadata"]))
         tensors = load_file(path)
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (*_MALFORMED, SafetensorError) as error:
         raise DictionaryFileError(f"{path.name} is damaged: {error}. Get the file anew.") from error
     sites = _read_sites(path.name, layers, dense_input, tensors)
     metadata |= {key: value for key, value in header.items() if key.startswith("modelspec.")}
@@ -112,19 +115,17 @@ def read_header(path: Path) -> dict[str, str]:
         raw = file.read(length)
     try:
         entries = json.loads(raw)
-        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        metadata = entries.pop("__metadata__", None) or {}
+        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise TypeError("metadata other than text")
+    except _MALFORMED as error:
         if len(raw) < length:
             raise DictionaryFileError(f"{path.name} is cut off in its header. Get the file anew.") from error
         raise DictionaryFileError(f"{path.name} is not a safetensors file: its header can't be read.") from error
-    if size < 8 + length + max(ends, default=0):
-        raise DictionaryFileError(
-            f"{path.name} is cut off: {size} bytes of {8 + length + max(ends, default=0)}. Get the file anew."
-        )
-    return {
-        **entries.get("__metadata__", {}),
-        "": " ".join(name for name in entries if name != "__metadata__")[:100_000],
-    }
+    if size < 8 + length + end:
+        raise DictionaryFileError(f"{path.name} is cut off: {size} bytes of {8 + length + end}. Get the file anew.")
+    return {**metadata, "": " ".join(entries)[:100_000]}
 
 
 def write_atomically(path: Path, data: bytes) -> None:
