@@ -74,6 +74,10 @@ class SparseDictionary:
             if not 0 <= site.layer < len(self.layers):
                 raise ValueError(f"{site} does not exist: the model has layers L0 to L{len(self.layers) - 1}.")
             d_in, d_out = self.layers[site.layer].shape(site.projection)
+            if atoms.directions.ndim != 2:
+                raise ValueError(
+                    f"{site} directions has shape {tuple(atoms.directions.shape)}; expected (number of atoms, {d_out})."
+                )
             expected = {"encoder": (len(atoms), d_in), "directions": (len(atoms), d_out)}
             for name, tensor in atoms.tensors().items():
                 shape = expected.get(name, (len(atoms),))
