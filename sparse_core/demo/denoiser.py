@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _BATCH = 16
 _UNCONDITIONAL_SHARE = 0.08
 _SNR_CEILING = 5.0
+_THING_FOCUS = 3.0
+_EARLY_STEPS = 0.55
 _SHARD = 2000
 
 
@@ -69,7 +71,8 @@ def new_scheduler() -> DDIMScheduler:
 def cache_latents(art: Artwork, work: Path, count: int, seed: int) -> Path:
     """Encode `count` renders once; two captions each are kept as tokens. Resumes where an earlier call stopped.
 
-    Returns the folder with latents-*.npy, float16 (n, channels, 16, 16), and tokens-*.npy, int16 (n, 2, text length).
+    Returns the folder with latents-*.npy, float16 (n, channels, 16, 16), things-*.npy, float16 (n, 16, 16), the share
+    of each latent's patch that things cover, and tokens-*.npy, int16 (n, 2, text length).
     """
     folder = work / "latents"
     write_tokenizer(work / "tokenizer")
@@ -86,12 +89,15 @@ def cache_latents(art: Artwork, work: Path, count: int, seed: int) -> Path:
         scenes = _shard_scenes(index, seed)
         rng = random.Random(seed + index)
         texts = [[caption(s), paraphrase(s, rng)] for s in scenes]
-        latents = []
+        latents, attention = [], []
         for i in range(0, _SHARD, 16):
-            pictures = np.stack([world.render(s).picture for s in scenes[i : i + 16]])
+            renderings = [world.render(s) for s in scenes[i : i + 16]]
+            pictures = np.stack([r.picture for r in renderings])
+            attention += [np.max(r.masks, axis=0).reshape(16, 8, 16, 8).mean((1, 3)) for r in renderings]
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 latents.append(vae.encoder(to_tensor(pictures).to(memory_format=torch.channels_last)).half().numpy())
         np.save(folder / f"latents-{index:03d}.npy", np.concatenate(latents))
+        np.save(folder / f"things-{index:03d}.npy", np.stack(attention).astype(np.float16))
         tokens = tokenize(tokenizer, [t for pair in texts for t in pair]).reshape(_SHARD, 2, -1)
         partial = folder / "tokens.partial.npy"
         np.save(partial, tokens.numpy().astype(np.int16))
@@ -110,10 +116,10 @@ def latent_shards(work: Path, seed: int) -> Iterator[tuple[list[Scene], np.ndarr
             yield _shard_scenes(index, seed), np.load(path)
 
 
-def _load_latents(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    tokens = sorted(folder.glob("tokens-*.npy"))
-    latents = [folder / path.name.replace("tokens", "latents") for path in tokens]
-    return np.concatenate([np.load(p) for p in latents]), np.concatenate([np.load(p) for p in tokens])
+def _load_latents(folder: Path) -> tuple[np.ndarray, ...]:
+    numbers = [path.stem[len("tokens") :] for path in sorted(folder.glob("tokens-*.npy"))]
+    kinds = ("latents", "things", "tokens")
+    return tuple(np.concatenate([np.load(folder / f"{kind}{n}.npy") for n in numbers]) for kind in kinds)
 
 
 def train_denoiser(work: Path, steps: int, seed: int, unet_shape: dict[str, Any]) -> Path:
@@ -122,7 +128,7 @@ def train_denoiser(work: Path, steps: int, seed: int, unet_shape: dict[str, Any]
     Returns the checkpoint; averaged weights lie under "unet" and "text_encoder".
     """
     torch.manual_seed(seed)
-    latents, tokens = _load_latents(work / "latents")
+    latents, things, tokens = _load_latents(work / "latents")
     tokenizer = load_tokenizer(work / "tokenizer")
     empty = tokenize(tokenizer, [""])[0]
     unet = new_unet(**unet_shape).to(memory_format=torch.channels_last)
@@ -160,9 +166,10 @@ def train_denoiser(work: Path, steps: int, seed: int, unet_shape: dict[str, Any]
         ids = torch.where(torch.rand(_BATCH, 1, generator=generator) < 0.6, ids[:, 0], ids[:, 1])
         dropped = torch.rand(_BATCH, 1, generator=generator) < _UNCONDITIONAL_SHARE
         ids = torch.where(dropped, empty, ids)
-        # One time step from each sixteenth of the schedule: less noise in the gradient than independent draws.
+        # One time step from each sixteenth of the range: less noise in the gradient than independent draws. The power
+        # favours steps where nothing but the words says what stands there; elsewhere the picture itself gives it away.
         spread = (torch.randperm(_BATCH, generator=generator) + torch.rand(_BATCH, generator=generator)) / _BATCH
-        t = (spread * len(alphas)).long()
+        t = (spread**_EARLY_STEPS * len(alphas)).long()
         noise = torch.randn(clean.shape, generator=generator)
         signal, spoil = (v.view(-1, 1, 1, 1) for v in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
         noisy = (signal * clean + spoil * noise).to(memory_format=torch.channels_last)
@@ -172,7 +179,10 @@ def train_denoiser(work: Path, steps: int, seed: int, unet_shape: dict[str, Any]
         with torch.autocast("cpu", torch.bfloat16):
             context = text_encoder(ids).last_hidden_state
             made = unet(noisy, t, context).sample
-        loss = ((made.float() - wanted).square().mean(dim=(1, 2, 3)) * weights[t]).mean()
+        # Backdrops are learnt at once; what the things look like is the lesson.
+        focus = 1 + _THING_FOCUS * torch.from_numpy(things[chosen]).float()
+        loss = ((made.float() - wanted).square().mean(dim=1) * focus).mean(dim=(1, 2))
+        loss = (loss * weights[t]).mean() / focus.mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for m in modules.values() for p in m.parameters()], 1.0)
         optimiser.step()
