@@ -16,8 +16,11 @@ WORD :=
 PYTEST :=
 COMFYUI_PATH ?= $(HOME)/ComfyUI
 COMFYUI_PYTHON = $(firstword $(wildcard $(COMFYUI_PATH)/venv/bin/python $(COMFYUI_PATH)/.venv/bin/python) python3)
+# With a ComfyUI its Python runs the benchmarks, so that both hosts are measured (needs diffusers and peft there).
+FULL_PYTHON = $(if $(wildcard $(COMFYUI_PATH)/main.py),"$(COMFYUI_PYTHON)",$(PYTHON))
+SPEED :=
 
-.PHONY: help demo test test-comfyui lint clean
+.PHONY: bench-speed test-fullsize help demo test test-comfyui lint clean
 
 help:
 	@sed -n '1,3s/^# *//p' Makefile
@@ -36,6 +39,16 @@ test-comfyui:
 	@"$(COMFYUI_PYTHON)" -c "import lark, pytest, pytest_timeout, hypothesis" 2>/dev/null \
 		|| "$(COMFYUI_PYTHON)" -m pip install -q -r requirements.txt pytest pytest-timeout hypothesis
 	COMFYUI_PATH="$(COMFYUI_PATH)" "$(COMFYUI_PYTHON)" -m pytest tests/comfyui $(PYTEST)
+
+# Hours and gigabytes: not part of make test. Options: make bench-speed SPEED="--quick"
+bench-speed: $(if $(wildcard $(COMFYUI_PATH)/main.py),,$(VENV)/test)
+	COMFYUI_PATH="$(COMFYUI_PATH)" $(FULL_PYTHON) -m benchmarks.speed $(SPEED)
+
+test-fullsize:
+	@test -f "$(COMFYUI_PATH)/main.py" || { echo "There is no ComfyUI in $(COMFYUI_PATH). Give its folder: make test-fullsize COMFYUI_PATH=..." >&2; exit 1; }
+	@"$(COMFYUI_PYTHON)" -c "import lark, pytest, pytest_timeout, hypothesis, diffusers" 2>/dev/null \
+		|| "$(COMFYUI_PYTHON)" -m pip install -q -r requirements.txt pytest pytest-timeout hypothesis diffusers accelerate
+	COMFYUI_PATH="$(COMFYUI_PATH)" "$(COMFYUI_PYTHON)" -m pytest tests/fullsize $(PYTEST)
 
 lint: $(VENV)/test
 	$(PYTHON) -m ruff check .
