@@ -159,16 +159,13 @@ class TrainSparseDictionary(io.ComfyNode):
         host = ComfyHost(model[0])
         show = latent_preview.prepare_callback(model[0], steps[0])
         losses: list[float] = []
-        cancelled = False
 
         def on_step(progress: Progress) -> None:
-            nonlocal cancelled
-            losses.append(progress.loss)
+            losses[:] = progress.losses
             try:
                 show(progress.step - 1, progress.estimate, None, progress.steps)
                 throw_exception_if_processing_interrupted()
             except InterruptProcessingException:
-                cancelled = True
                 raise TrainingStopped from None
 
         dictionary = train(
@@ -176,8 +173,8 @@ class TrainSparseDictionary(io.ComfyNode):
             examples_of(host, latents, captions),
             settings,
             on_step,
-            {"modelspec.title": name[0], "modelspec.architecture": "sparse-dictionary"},
+            metadata={"modelspec.title": name[0], "modelspec.architecture": "sparse-dictionary"},
         )
-        if cancelled:
+        if len(losses) < settings.steps:
             save_dictionary(dictionary, folders.free_path(f"{name[0]}_cancelled"))
         return io.NodeOutput(SparseAdapter(dictionary), {"loss": losses})

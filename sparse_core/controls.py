@@ -9,6 +9,9 @@ How they compose, for one atom, whatever the order unless said otherwise:
 - schedules: multiply;
 - conditioning: an atom acts only on the prompts that every choice allows;
 - keep: an atom acts only where every choice keeps it.
+
+What an imported LoRA does outside the attentions, its rest, belongs to no atom. It follows every control whose selection
+is ``*``, is muted by a solo of anything less, and by a density of 0.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -54,13 +57,40 @@ class State:
     """What a chain of controls amounts to: per site, with the masks and curves that the sites refer to."""
 
     sites: Mapping[Site, SiteState]
+    rest: SiteState
+    """The dictionary's rest, as if it were one atom."""
     masks: tuple[Tensor, ...] = ()
     """(pictures, height, width) each, in 0..1, over the whole picture."""
     curves: tuple[Curve, ...] = ()
 
-    def update(self, selected: Mapping[Site, Tensor], change: Callable[[SiteState, Tensor], SiteState]) -> State:
-        """The state with ``change(site state, selected atoms)`` at every site."""
-        return replace(self, sites={site: change(state, selected[site]) for site, state in self.sites.items()})
+    @classmethod
+    def neutral(cls, dictionary: SparseDictionary) -> State:
+        """The state without any control."""
+        sites = {site: SiteState.neutral(len(atoms)) for site, atoms in dictionary.sites.items()}
+        return cls(sites, SiteState.neutral(1))
+
+    def update(self, selected: Selected, change: Callable[[SiteState, Tensor], SiteState]) -> State:
+        """The state with ``change(site state, selected atoms)`` at every site and for the rest."""
+        sites = {site: change(state, selected.atoms[site]) for site, state in self.sites.items()}
+        return replace(self, sites=sites, rest=change(self.rest, torch.tensor([selected.rest])))
+
+
+class Selected(NamedTuple):
+    """What a control acts on."""
+
+    atoms: Mapping[Site, Tensor]
+    """(m,) bool for every site."""
+    rest: bool
+
+    @classmethod
+    def by(cls, selection: Selection, dictionary: SparseDictionary) -> Selected:
+        """
+        :raises AddressError: the selection picks nothing in this dictionary.
+        """
+        everything = selection == ALL
+        if everything and dictionary.rest and not dictionary.sites:
+            return cls({}, True)
+        return cls(selection.resolve(dictionary), everything)
 
 
 class Control(Protocol):
@@ -83,7 +113,7 @@ class Weight:
             value = self.value if self.operation == "set" else site.weight * self.value
             return replace(site, weight=torch.where(selected, value, site.weight))
 
-        return state.update(self.selection.resolve(dictionary), change)
+        return state.update(Selected.by(self.selection, dictionary), change)
 
 
 @dataclass(frozen=True)
@@ -96,7 +126,7 @@ class Solo:
         def change(site: SiteState, selected: Tensor) -> SiteState:
             return replace(site, weight=torch.where(selected, site.weight, 0.0))
 
-        return state.update(self.selection.resolve(dictionary), change)
+        return state.update(Selected.by(self.selection, dictionary), change)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +149,7 @@ class Mask:
         def change(site: SiteState, selected: Tensor) -> SiteState:
             return replace(site, masks=torch.cat([site.masks, selected[None]]))
 
-        state = state.update(self.selection.resolve(dictionary), change)
+        state = state.update(Selected.by(self.selection, dictionary), change)
         return replace(state, masks=(*state.masks, self.mask))
 
 
@@ -200,7 +230,7 @@ class Schedule:
         def change(site: SiteState, selected: Tensor) -> SiteState:
             return replace(site, schedules=torch.cat([site.schedules, selected[None]]))
 
-        state = state.update(self.selection.resolve(dictionary), change)
+        state = state.update(Selected.by(self.selection, dictionary), change)
         return replace(state, curves=(*state.curves, self.curve))
 
 
@@ -217,7 +247,7 @@ class Conditioning:
                 return replace(site, negative=site.negative & ~selected)
             return replace(site, positive=site.positive & ~selected)
 
-        return state.update(self.selection.resolve(dictionary), change)
+        return state.update(Selected.by(self.selection, dictionary), change)
 
 
 @dataclass(frozen=True)
@@ -249,7 +279,7 @@ class Keep:
         def change(site: SiteState, selected: Tensor) -> SiteState:
             return replace(site, weight=torch.where(selected, site.weight, 0.0))
 
-        return state.update(kept, change)
+        return state.update(Selected(kept, self.density > 0), change)
 
     def _groups(self, dictionary: SparseDictionary) -> dict[object, list[Site]]:
         groups: dict[object, list[Site]] = {}
@@ -288,7 +318,7 @@ class SparseAdapter:
     @cached_property
     def state(self) -> State:
         """What the controls amount to."""
-        state = State({site: SiteState.neutral(len(atoms)) for site, atoms in self.dictionary.sites.items()})
+        state = State.neutral(self.dictionary)
         for control in self.controls:
             state = control.apply(state, self.dictionary)
         return state

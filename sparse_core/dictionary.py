@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .layers import Layer, Projection, Site, family, fingerprint
+from .modules import LowRank
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ class SparseDictionary:
     """Atoms per site, sorted by site. A site may have any number of atoms, and need not be there."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What a person wants to know of it: title, trigger, training record, labels. JSON values."""
+    rest: Mapping[str, LowRank] = field(default_factory=dict)
+    """What an imported LoRA does outside the attentions: updates by module name. They belong to no atom; controls of all
+    atoms (``*``) govern them too."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", {site: self.sites[site] for site in sorted(self.sites, key=_site_order)})

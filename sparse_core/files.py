@@ -18,10 +18,13 @@ from torch import Tensor
 
 from .dictionary import Atoms, SparseDictionary
 from .layers import PROJECTIONS, Layer, Site
+from .modules import LowRank
 
 FORMAT = "sparse-atoms"
 VERSION = 1
 SUFFIX = ".safetensors"
+REST = "rest."
+"""Before the module's name in the keys of what lies outside the attentions: ``rest.<module>.down`` and ``.up``."""
 LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library itself."""
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
@@ -42,6 +45,9 @@ def save_dictionary(dictionary: SparseDictionary, path: str | os.PathLike, dtype
         for site, atoms in dictionary.sites.items()
         for name, tensor in atoms.tensors().items()
     }
+    for module, update in dictionary.rest.items():
+        for name, tensor in (("down", update.down), ("up", update.up)):
+            tensors[f"{REST}{module}.{name}"] = tensor.detach().to("cpu", dtype).contiguous()
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise DictionaryFileError(
@@ -85,10 +91,13 @@ def load_dictionary(path: str | os.PathLike) -> SparseDictionary:
         tensors = load_file(path)
     except (*_MALFORMED, SafetensorError) as error:
         raise DictionaryFileError(f"{path.name} is damaged: {error}. Get the file anew.") from error
+    rest = _read_rest(path.name, tensors)
     sites = _read_sites(path.name, layers, dense_input, tensors)
+    if not sites and not rest:
+        raise DictionaryFileError(f"{path.name} holds no atoms.")
     metadata |= {key: value for key, value in header.items() if key.startswith("modelspec.")}
     try:
-        return SparseDictionary(layers, sites, metadata)
+        return SparseDictionary(layers, sites, metadata, rest)
     except ValueError as error:
         raise DictionaryFileError(f"{path.name} is damaged: {error} Get the file anew.") from error
 
@@ -183,9 +192,23 @@ def _read_sites(
             sites[site] = Atoms(**found, normalise=str(site) not in dense_input)
     if remaining:
         raise DictionaryFileError(f"{file} holds tensors that belong to no layer, such as {next(iter(remaining))}.")
-    if not sites:
-        raise DictionaryFileError(f"{file} holds no atoms.")
     return sites
+
+
+def _read_rest(file: str, tensors: dict[str, Tensor]) -> dict[str, LowRank]:
+    """Takes what lies outside the attentions out of ``tensors``."""
+    found = {key: tensors.pop(key).float() for key in sorted(tensors) if key.startswith(REST)}
+    rest = {}
+    for module in {key.removeprefix(REST).rpartition(".")[0]: None for key in found}:
+        down, up = (found.pop(f"{REST}{module}.{name}", None) for name in ("down", "up"))
+        if down is None or up is None or up.ndim != 2 or down.ndim not in (2, 4) or len(down) != len(up):
+            raise DictionaryFileError(f"{file} is damaged: the update of {module} is not whole. Get the file anew.")
+        if not bool(torch.isfinite(down).all() and torch.isfinite(up).all()):
+            raise DictionaryFileError(f"{file} is damaged: the update of {module} holds NaN or infinite values.")
+        rest[module] = LowRank(down, up)
+    if found:
+        raise DictionaryFileError(f"{file} holds tensors that belong to no module, such as {next(iter(found))}.")
+    return rest
 
 
 def _what_is(header: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,6 +21,7 @@ from .coding import decode, encode
 from .controls import Curve, SiteState, Stack, State
 from .dictionary import Atoms
 from .layers import PROJECTIONS, Layer, Projection, Site
+from .modules import LowRank
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(rows, tokens, d), (rows, context tokens, d) twice -> (rows, tokens, d). The host's own attention kernel."""
@@ -32,9 +34,9 @@ class MaskPlacementError(RuntimeError):
 class Observer(Protocol):
     """Sees the coefficients of one adapter without changing them."""
 
-    def __call__(self, site: Site, atoms: Sequence[int], z: Tensor, y: Tensor) -> None:
-        """``atoms`` are indices into the site; ``z`` (rows, tokens, m) is theirs, before weights, masks and schedules;
-        ``y`` (rows, tokens, d_out) the projection before the update."""
+    def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor) -> None:
+        """``atoms`` are indices into the site; ``x`` (rows, tokens, d_in) what they read; ``z`` (rows, tokens, m) theirs,
+        before weights, masks and schedules; ``y`` (rows, tokens, d_out) the projection before the update."""
 
 
 class AtomRef(NamedTuple):
@@ -113,6 +115,20 @@ class LayerPlan:
         return any(region is not None for decoder in self.decoders.values() for region in decoder.regions)
 
 
+@dataclass(frozen=True)
+class ModulePlan:
+    """What acts on one module outside the attentions, over the whole stack: ``y' = y + down(x) up``."""
+
+    down: Tensor
+    """(m, d_in), or (m, channels, height, width) of a convolution."""
+    up: Tensor
+    """(m, d_out), times each adapter's weight."""
+    gates: Tensor | None
+    """(m,) index into the plan's gates, or None where every gate is open."""
+    regions: Mapping[int | None, slice]
+    """As a decoder's."""
+
+
 class Crop(NamedTuple):
     """The part of the picture a model call sees, in latent pixels."""
 
@@ -152,6 +168,8 @@ class Plan:
     masks: tuple[Tensor, ...]
     """Regions over the whole picture: (pictures, height, width) float32 in 0..1."""
     gates: tuple[Gate, ...]
+    modules: Mapping[str, ModulePlan] = field(default_factory=dict)
+    """Updates outside the attentions, by module name."""
     _grids: dict[tuple, Region] = field(default_factory=dict, repr=False, compare=False)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Plan:
@@ -174,7 +192,16 @@ class Plan:
             return LayerPlan(*map(move_coder, (layer.query, layer.context, layer.output)), decoders)
 
         layers = {index: move_layer(layer) for index, layer in self.layers.items()}
-        return Plan(layers, tuple(mask.to(device) for mask in self.masks), self.gates)
+        modules = {
+            name: replace(
+                module,
+                down=module.down.to(device, dtype),
+                up=module.up.to(device, dtype),
+                gates=None if module.gates is None else module.gates.to(device),
+            )
+            for name, module in self.modules.items()
+        }
+        return Plan(layers, tuple(mask.to(device) for mask in self.masks), self.gates, modules)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor of the plan, for memory accounting."""
@@ -182,7 +209,14 @@ class Plan:
             for coder in filter(None, (layer.query, layer.context, layer.output)):
                 yield from (coder.encoder, coder.bias, coder.threshold, coder.normalise)
             yield from (decoder.directions for decoder in layer.decoders.values())
+        for module in self.modules.values():
+            yield from (module.down, module.up)
         yield from self.masks
+
+    @property
+    def acts(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.layers or self.modules)
 
     @property
     def scheduled(self) -> bool:
@@ -233,6 +267,7 @@ def compile_plan(stack: Stack, layers: Sequence[Layer]) -> Plan:
     masks: list[Tensor] = []
     gates: dict[Gate, int] = {OPEN: 0}
     pieces: dict[Site, list[_Piece]] = {}
+    beside: dict[str, list[_ModulePiece]] = {}
     for number, adapter in enumerate(stack):
         adapter.dictionary.check_fits(layers)
         for site, atoms in adapter.dictionary.sites.items():
@@ -242,6 +277,9 @@ def compile_plan(stack: Stack, layers: Sequence[Layer]) -> Plan:
             able = state.weight.ne(0) & region.ne(NOWHERE) & (state.positive | state.negative)
             if able.any():
                 pieces.setdefault(site, []).append(_Piece(number, atoms, state.weight, region, gate, able))
+        if adapter.dictionary.rest and (part := _rest(adapter.state, masks, gates)) is not None:
+            for name, update in adapter.dictionary.rest.items():
+                beside.setdefault(name, []).append(_ModulePiece(update, *part))
 
     sites = {site: _join(parts) for site, parts in pieces.items()}
     plans = {}
@@ -254,7 +292,7 @@ def compile_plan(stack: Stack, layers: Sequence[Layer]) -> Plan:
             output=_coder(joined, "o"),
             decoders={projection: site.decoder for projection, site in joined.items()},
         )
-    return Plan(plans, tuple(masks), tuple(gates))
+    return Plan(plans, tuple(masks), tuple(gates), {name: _module(parts) for name, parts in beside.items()})
 
 
 class _Piece(NamedTuple):
@@ -323,6 +361,39 @@ def _gates(state: SiteState, whole: State, gates: dict[Gate, int]) -> Tensor:
         curves = tuple(curve for curve, holds in zip(whole.curves, scheduled, strict=True) if holds)
         found.append(gates.setdefault(Gate(curves, positive, negative), len(gates)))
     return torch.tensor(found)[of_atom]
+
+
+class _ModulePiece(NamedTuple):
+    """One dictionary's part of a module."""
+
+    update: LowRank
+    weight: float
+    region: int
+    gate: int
+
+
+def _rest(state: State, masks: list[Tensor], gates: dict[Gate, int]) -> tuple[float, int, int] | None:
+    """Weight, region and gate of a dictionary's rest, or None where it can't act."""
+    rest = state.rest
+    region, gate = int(_regions(rest, state, masks)), int(_gates(rest, state, gates))
+    able = bool(rest.weight != 0) and region != NOWHERE and bool(rest.positive | rest.negative)
+    return (float(rest.weight), region, gate) if able else None
+
+
+def _module(parts: list[_ModulePiece]) -> ModulePlan:
+    parts = sorted(parts, key=lambda part: part.region)
+    gates = torch.tensor([part.gate for part in parts for _ in part.update.up])
+    regions, start = {}, 0
+    for region, group in groupby(parts, key=lambda part: part.region):
+        end = start + sum(len(part.update.up) for part in group)
+        regions[None if region == WHOLE else region] = slice(start, end)
+        start = end
+    return ModulePlan(
+        down=torch.cat([part.update.down for part in parts]),
+        up=torch.cat([part.update.up * part.weight for part in parts]),
+        gates=gates if gates.any() else None,
+        regions=regions,
+    )
 
 
 def _join(parts: list[_Piece]) -> _Joined:
@@ -418,13 +489,67 @@ class Run:
         """Coefficients with schedules and prompt choice applied: (rows, tokens, m) -> the same."""
         if coder.gates is None:
             return z
-        factors = self.factors.to(z.device)[coder.gates].T[:, None]  # (rows or 1, 1, m)
+        return z * self._factors(coder.gates, z)[:, None]
+
+    def _factors(self, gates: Tensor, z: Tensor) -> Tensor:
+        """(rows or 1, m): schedules and prompt choice of the m atoms whose gates are given."""
+        factors = self.factors.to(z.device)[gates].T
         if factors.shape[0] not in (1, z.shape[0]):
             raise MaskPlacementError(
                 f"Atoms act on one prompt only, but {z.shape[0]} rows of tokens arrived for {factors.shape[0]} rows of "
                 "pictures: another patch cuts or enlarges the batch (HyperTile, attention couple). Remove one of the two."
             )
-        return z * factors
+        return factors
+
+    def module(self, name: str, y: Tensor, project: Callable[[Tensor], Tensor], grid: tuple[int, int] | None) -> Tensor:
+        """What a module outside the attentions gives, updated.
+
+        :param y: (rows, tokens, d_out), (rows, d_out), or (rows, d_out, height, width) of a convolution.
+        :param project: the module with another weight, ``(m, ...) -> y`` with m features.
+        :param grid: height and width of the tokens, or of the picture; None where the features belong to no place. A
+            masked update has no share in those.
+        :raises MaskPlacementError: a mask is set, but the tokens are not the picture's grid.
+        """
+        module = self.plan.modules[name]
+        here = [s for region, s in module.regions.items() if region is None or grid is not None]
+        if not here:
+            return y
+        acting = slice(here[0].start, here[-1].stop)
+        z = project(module.down[acting])
+        picture = z.ndim == 4
+        if picture:
+            z = z.flatten(2).mT  # (rows, places, m)
+        if module.gates is not None:
+            factors = self._factors(module.gates[acting], z)
+            z = z * (factors if z.ndim == 2 else factors[:, None])
+        if grid is not None and any(region is not None for region in module.regions):
+            z = z * self._coverage(name, module.regions, z, grid)
+        if not picture:
+            return decode(y, z, module.up[acting])
+        up = module.up[acting].mT.expand(len(z), -1, -1)  # (rows, d_out, m)
+        return torch.baddbmm(y.flatten(2), up, z.mT.to(y.dtype)).view_as(y)
+
+    def _coverage(
+        self, name: str, regions: Mapping[int | None, slice], z: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        """(rows or 1, places, m): how far each of a module's updates acts at each place."""
+        if self.rows is None or z.shape[:2] != (len(self.rows.pictures), grid[0] * grid[1]):
+            raise MaskPlacementError(
+                f"A mask is set on the part of a LoRA that acts on {name}, but {tuple(z.shape[:2])} (rows, places) arrived "
+                f"where the picture has {0 if self.rows is None else len(self.rows.pictures)} rows of {grid[0]} x {grid[1]}: "
+                "another patch re-tiles, merges or enlarges the tokens (HyperTile, token merging). Remove that patch or "
+                "the mask."
+            )
+        weights = {
+            region: z.new_ones(1, z.shape[1]) if region is None else self.plan.region(region, grid, self.rows).weight
+            for region in regions
+        }
+        rows = max(len(weight) for weight in weights.values())
+        parts = [
+            weights[region].to(z.dtype).expand(rows, -1)[..., None].expand(-1, -1, s.stop - s.start)
+            for region, s in regions.items()
+        ]
+        return torch.cat(parts, dim=-1)
 
 
 class LayerRun:
@@ -446,8 +571,8 @@ class LayerRun:
                     "that patch or the mask."
                 )
             self.grid = grid
-        self.codes: dict[Projection, Tensor] = {}
-        """(rows, tokens, m) coefficients as encoded."""
+        self.codes: dict[Projection, tuple[Tensor, Tensor]] = {}
+        """What was read (rows, tokens, d_in) and its coefficients as encoded (rows, tokens, m)."""
         self.z: dict[Projection, Tensor] = {}
         """The same after schedules and prompt choice."""
         if layer.query is not None:
@@ -494,18 +619,18 @@ class LayerRun:
         codes = coder(x)
         z = self.run.gated(coder, codes)
         for projection in projections:
-            self.codes[projection] = codes[..., coder.slices[projection]]
+            self.codes[projection] = x, codes[..., coder.slices[projection]]
             self.z[projection] = z[..., coder.slices[projection]]
 
     def _observe(self, projection: Projection, y: Tensor) -> None:
         if not self.run.observers or projection not in self.codes:
             return
-        refs, codes = self.layer.decoders[projection].refs, self.codes[projection]
+        refs, (x, codes) = self.layer.decoders[projection].refs, self.codes[projection]
         for adapter, observer in self.run.observers.items():
             mine = [i for i, ref in enumerate(refs) if ref.adapter == adapter]
             if mine:
                 z = codes if len(mine) == len(refs) else codes[..., mine]
-                observer(Site(self.index, projection), [refs[i].atom for i in mine], z, y)
+                observer(Site(self.index, projection), [refs[i].atom for i in mine], x, z, y)
 
     def _masked(self, projection: Projection, y: Tensor) -> Tensor:
         """The update where tokens are places: masks act on the coefficients."""

@@ -25,7 +25,7 @@ class Measurement:
         self.active = dict.fromkeys(dictionary.sites, 0.0)
         self.calls = dict.fromkeys(dictionary.sites, 0)
 
-    def __call__(self, site: Site, atoms: Sequence[int], z: Tensor, y: Tensor) -> None:
+    def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor) -> None:
         """See `Observer`."""
         index = torch.tensor(atoms)
         directions = self.dictionary.sites[site].directions.to(z.device)[index]
@@ -52,9 +52,10 @@ def measure(
     generator = torch.Generator().manual_seed(seed)
     with host.patched([SparseAdapter(dictionary)], measurement):
         for batch in range(batches):
-            latents, condition, noise, _ = draw_batch(host, examples, min(4, len(examples)), generator)
-            progress = (torch.arange(len(latents)) + (batch + 0.5) / batches) / len(latents)
-            host.denoise(host.add_noise(latents, noise, progress), progress, condition)
+            drawn = draw_batch(host, examples, min(4, len(examples)), generator)
+            rows = len(drawn.latents)
+            progress = (torch.arange(rows) + (batch + 0.5) / batches) / rows
+            host.denoise(host.add_noise(drawn.latents, drawn.noise, progress), progress, drawn.condition)
     return measurement
 
 

@@ -46,5 +46,8 @@ class Host(Protocol):
     def patched(self, stack: Stack, observer: Observer | None = None) -> AbstractContextManager[None]:
         """The model with a stack of adapters, while the context lasts."""
 
-    def trainable(self) -> AbstractContextManager[None]:
-        """The model made ready for gradients to pass through it: frozen weights that autograd accepts."""
+    def trainable(self, checkpointing: bool = False) -> AbstractContextManager[None]:
+        """The model made ready for gradients to pass through it: frozen weights that autograd accepts.
+
+        :param checkpointing: recompute activations in the backward pass.
+        """

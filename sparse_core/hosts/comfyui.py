@@ -8,6 +8,7 @@ touched, and the source MODEL is unchanged.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import comfy.model_management
 import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
+import comfy.sd
 import torch
 from comfy.hooks import EnumHookScope, HookGroup, TransformerOptionsHook
 from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
@@ -30,9 +32,14 @@ from torch import Tensor
 
 from ..controls import Schedule, SparseAdapter, Stack
 from ..layers import Layer
+from ..lora import ImportedLora, load_lora
+from ..modules import from_original
 from ..plan import Crop, LayerRun, MaskPlacementError, Observer, Plan, Rows, Run, compile_plan
 from ..training.examples import Example
+from ..training.loop import TrainingStopped
 from .base import Prediction
+from .checkpointing import checkpointed
+from .updating import check_modules, updating, weight_shapes
 
 KEY = "sparse_atoms"
 """Our name wherever ComfyUI keeps things by key."""
@@ -69,6 +76,12 @@ def list_layers(unet: torch.nn.Module) -> dict[Place, Layer]:
     return layers
 
 
+def named_modules(unet: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The UNet's modules by host-neutral name."""
+    modules = dict(unet.named_modules())
+    return {name: modules[original] for original, name in from_original(modules).items()}
+
+
 # --------------------------------------------------------------------------------------------------------- applying
 
 
@@ -83,6 +96,21 @@ def apply_adapter(model: ModelPatcher, adapter: SparseAdapter) -> ModelPatcher:
     patched.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
     patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, take_notes)
     return patched
+
+
+def import_lora(model: ModelPatcher, path: str | os.PathLike) -> ImportedLora:
+    """A LoRA file as a dictionary for this MODEL.
+
+    :raises LoraFileError: see `load_lora`.
+    :raises ValueError: the model has no UNet of the Stable Diffusion kind.
+    """
+    unet = model.model.diffusion_model
+    return load_lora(path, tuple(list_layers(unet).values()), weight_shapes(named_modules(unet)))
+
+
+def patch_clip(clip: comfy.sd.CLIP, lora: ImportedLora, strength: float) -> comfy.sd.CLIP:
+    """The CLIP with a LoRA's part on the text encoders, by ComfyUI's own patches."""
+    return comfy.sd.load_lora_for_models(None, clip, dict(lora.text), 0.0, strength)[1]
 
 
 def hook_adapter(adapter: SparseAdapter) -> HookGroup:
@@ -143,7 +171,7 @@ class Wrapper:
 
     def __init__(self, stack: Stack, observer: Observer | None = None) -> None:
         self.stack, self.observer = tuple(stack), observer
-        self._compiled: dict[tuple, tuple[dict[Place, int], Plan]] = {}
+        self._compiled: dict[tuple, _Compiled] = {}
 
     def __call__(
         self,
@@ -161,25 +189,39 @@ class Wrapper:
         # masks of different dictionaries cost one attention each instead of multiplying.
         team: list[Wrapper] = options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}).get(KEY, [self])
         if self is team[0]:
-            index, plan = self.compiled(team, executor.class_obj, x.device, x.dtype)
-            if plan.layers:
+            index, plan, modules = self.compiled(team, executor.class_obj, x.device, x.dtype)
+            if plan.acts:
                 note = options.get(KEY)
                 observers = [w.observer for w in team for _ in w.stack]
                 run = Run(plan, call_rows(x, options, note), call_progress(plan, options, note), observers)
                 options = _Patches(run, index).around(options)
+                with updating(plan, modules, lambda: run):
+                    return executor(x, timesteps, context, y, control, options, **kwargs)
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
     def compiled(
         self, team: Sequence[Wrapper], unet: torch.nn.Module, device: torch.device, dtype: torch.dtype
-    ) -> tuple[dict[Place, int], Plan]:
-        """The layers' numbers and the plan of all wrappers of a call, kept for the next."""
+    ) -> _Compiled:
+        """What all wrappers of a call amount to, kept for the next."""
         key = (*map(id, team), id(unet), device, dtype)
         if key not in self._compiled:
             layers = list_layers(unet)
             plan = compile_plan([adapter for wrapper in team for adapter in wrapper.stack], list(layers.values()))
             index = {place: number for number, place in enumerate(layers)}
-            self._compiled = {key: (index, plan.to(device, dtype))}
+            modules = named_modules(unet) if plan.modules else {}
+            check_modules(plan, modules)
+            self._compiled = {key: _Compiled(index, plan.to(device, dtype), modules)}
         return self._compiled[key]
+
+
+class _Compiled(NamedTuple):
+    """A plan with what it acts on."""
+
+    index: dict[Place, int]
+    """The layers' numbers."""
+    plan: Plan
+    modules: dict[str, torch.nn.Module]
+    """By name, if any of them is updated outside the attentions."""
 
 
 def call_progress(plan: Plan, options: dict, note: Note | None) -> float:
@@ -354,7 +396,10 @@ class ComfyHost:
         options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(self.model.wrappers)
         note = Note(self.sampling, tuple(noisy.shape[-2:]), {})
         options |= {"sigmas": sigma, "cond_or_uncond": [0], KEY: note}
-        return model.apply_model(noisy, sigma, transformer_options=options, **conds)
+        try:
+            return model.apply_model(noisy, sigma, transformer_options=options, **conds)
+        except comfy.model_management.InterruptProcessingException:  # raised by any operation once a person cancels
+            raise TrainingStopped from None
 
     def stack_conditions(self, conditions: Sequence[list]) -> Condition:
         """One batch from CONDITIONINGs of one entry each.
@@ -387,7 +432,7 @@ class ComfyHost:
             self.model = unpatched
 
     @contextmanager
-    def trainable(self) -> Iterator[None]:
+    def trainable(self, checkpointing: bool = False) -> Iterator[None]:
         """See `Host.trainable`.
 
         Nodes run in inference mode, and weights loaded there are refused by autograd for ever after; each is replaced by
@@ -403,7 +448,8 @@ class ComfyHost:
                     if buffer.is_inference():
                         setattr(module, name, buffer.clone())
             self.model.model.requires_grad_(False)
-            yield
+            with checkpointed(self.model.model.diffusion_model, checkpointing):
+                yield
 
 
 def examples_of(host: ComfyHost, latents: Sequence[dict], conditionings: Sequence[list]) -> list[Example]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 
 from ..controls import Stack
 from ..layers import Layer
+from ..lora import ImportedLora, load_lora
 from ..plan import Crop, Observer, Plan, Rows, Run, compile_plan
 from .base import Prediction
+from .checkpointing import checkpointed
+from .updating import check_modules, updating, weight_shapes
 
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v"}
 
@@ -102,6 +106,13 @@ class DiffusersHost:
         ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=text.dtype, device=self.device)
         return Condition(text, {"text_embeds": pooled, "time_ids": ids})
 
+    def import_lora(self, path: str | os.PathLike) -> ImportedLora:
+        """A LoRA file as a dictionary for this UNet.
+
+        :raises LoraFileError: see `load_lora`.
+        """
+        return load_lora(path, self.layers, weight_shapes(dict(self.unet.named_modules())))
+
     @contextmanager
     def patched(self, stack: Stack, observer: Observer | None = None) -> Iterator[None]:
         """See `Host.patched`; calls of the pipeline itself are patched too.
@@ -110,8 +121,10 @@ class DiffusersHost:
         """
         plan = compile_plan(stack, self.layers).to(self.device, self.unet.dtype)
         state = _State()
+        modules = dict(self.unet.named_modules())
+        check_modules(plan, modules)
         with ExitStack() as undo:
-            if plan.layers:
+            if plan.acts:
                 handle = self.unet.register_forward_pre_hook(
                     lambda _, args, kwargs: state.begin(self, plan, [observer] * len(stack), *args, **kwargs),
                     with_kwargs=True,
@@ -124,13 +137,14 @@ class DiffusersHost:
                     if number in plan.layers:
                         undo.callback(attention.set_processor, attention.processor)
                         attention.set_processor(SparseProcessor(state, number, attention.processor))
+                undo.enter_context(updating(plan, modules, lambda: state.run))
             yield
 
     @contextmanager
-    def trainable(self) -> Iterator[None]:
+    def trainable(self, checkpointing: bool = False) -> Iterator[None]:
         """See `Host.trainable`."""
         self.unet.requires_grad_(False)
-        with torch.enable_grad():
+        with torch.enable_grad(), checkpointed(self.unet, checkpointing):
             yield
 
 

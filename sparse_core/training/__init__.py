@@ -1,4 +1,4 @@
-"""Training: one loop for every host."""
+"""Training: one loop for every host and every method."""
 
 from .examples import Example
 from .loop import Progress, TrainingStopped, train

@@ -20,6 +20,10 @@ class Example:
     """(channels, height, width), scaled as the UNet sees them."""
     condition: Any
     """The host's condition for its caption."""
+    mask: Tensor | None = None
+    """(height, width) in 0..1 on the latents' grid: where the loss counts. None is everywhere."""
+    prior: bool = False
+    """Whether the caption does not name the new thing, so that the picture is one to keep, not to learn."""
 
 
 class Batch(NamedTuple):
@@ -29,19 +33,43 @@ class Batch(NamedTuple):
     condition: Any
     noise: Tensor
     progress: Tensor
-    """(rows,) uniform in 0..1."""
+    """(rows,) over 0..1."""
+    mask: Tensor
+    """(rows, 1, height, width)."""
+    prior: Tensor
+    """(rows,) bool."""
 
 
 def draw_batch(host: Host, examples: Sequence[Example], rows: int, generator: Generator) -> Batch:
-    """Draws ``rows`` examples of one size, each size as often as it has pictures. Draws happen on the CPU, so a seed
-    gives the same training on every device."""
-    first = examples[int(torch.randint(len(examples), (), generator=generator))]
-    same_size = [e for e in examples if e.latents.shape == first.latents.shape]
-    order = torch.cat([torch.randperm(len(same_size), generator=generator) for _ in range(-(-rows // len(same_size)))])
-    chosen = [same_size[i] for i in order[:rows].tolist()]
+    """Draws ``rows`` examples of one size, each size as often as it has pictures; where there are prior pictures of that
+    size, they make up half of the rows. Draws happen on the CPU, so a seed gives the same training on every device."""
+    subjects = [e for e in examples if not e.prior] or list(examples)
+    size = subjects[int(torch.randint(len(subjects), (), generator=generator))].latents.shape
+    to_learn = [e for e in subjects if e.latents.shape == size]
+    to_keep = [e for e in examples if e.prior and e.latents.shape == size]
+    kept = rows // 2 if to_keep else 0
+    chosen = _draw(to_learn, rows - kept, generator) + _draw(to_keep, kept, generator)
     latents = torch.stack([e.latents for e in chosen])
+    # Noise levels are stratified within each half: less variance at no cost.
+    progress = torch.cat([_stratified(rows - kept, generator), _stratified(kept, generator)])
     noise = torch.randn(latents.shape, generator=generator)
-    progress = (torch.arange(rows) + torch.rand(rows, generator=generator)) / rows  # stratified: less variance
+    full = torch.ones(latents.shape[-2:])
     return Batch(
-        latents.to(host.device), host.stack_conditions([e.condition for e in chosen]), noise.to(host.device), progress
+        latents=latents.to(host.device),
+        condition=host.stack_conditions([e.condition for e in chosen]),
+        noise=noise.to(host.device),
+        progress=progress,
+        mask=torch.stack([full if e.mask is None else e.mask for e in chosen])[:, None].to(host.device),
+        prior=torch.tensor([e.prior for e in chosen], device=host.device),
     )
+
+
+def _draw(examples: Sequence[Example], rows: int, generator: Generator) -> list[Example]:
+    order: list[int] = []
+    while len(order) < rows:
+        order += torch.randperm(len(examples), generator=generator).tolist()
+    return [examples[i] for i in order[:rows]]
+
+
+def _stratified(rows: int, generator: Generator) -> Tensor:
+    return (torch.arange(rows) + torch.rand(rows, generator=generator)) / max(rows, 1)

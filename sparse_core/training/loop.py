@@ -1,25 +1,28 @@
-"""The training loop."""
+"""The training loop: one for every host and every method."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..controls import SparseAdapter
-from ..dictionary import Atoms, SparseDictionary
+from ..dictionary import SparseDictionary
 from ..hosts.base import Host
-from ..layers import Layer, Site
-from .examples import Example, draw_batch
-from .objective import GroupTerm, diffusion_loss, loss_weight
+from .examples import Batch, Example, draw_batch
+from .learners import DictionaryLearner, Learner, rates
+from .objective import loss_weight, squared_error
 from .settings import TrainingSettings
+from .state import TrainingState
 
-WARM_UP = 0.05
-"""Share of the steps over which the learning rate rises."""
+LOWEST_RATE = 0.1
+"""Share of the peak learning rate that is left at the end."""
+CHECK_BATCHES = 4
+"""Batches in one look at the held-out loss."""
 
 
 class TrainingStopped(Exception):
@@ -33,40 +36,159 @@ class Progress:
     step: int
     """Steps done, from 1."""
     steps: int
-    loss: float
-    """Diffusion loss of this step's batch."""
+    losses: list[float]
+    """Diffusion loss of every step so far."""
+    held_out: list[float]
+    """Loss on the held-out pictures at every check so far."""
     estimate: Tensor
     """The model's estimate of this step's clean latents, (rows, channels, height, width)."""
-    snapshot: Callable[[], SparseDictionary]
-    """The dictionary as it stands."""
+
+    @property
+    def loss(self) -> float:
+        """Diffusion loss of this step."""
+        return self.losses[-1]
 
 
-def initial_dictionary(layers: Sequence[Layer], settings: TrainingSettings) -> SparseDictionary:
-    """A dictionary that changes nothing: random encoders of unit norm, so that a_j has standard deviation near 1
-    whatever the model, and directions 0."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    m = settings.atoms
-
-    def atoms(site: Site) -> Atoms:
-        d_in, d_out = layers[site.layer].shape(site.projection)
-        return Atoms(
-            encoder=torch.nn.functional.normalize(torch.randn(m, d_in, generator=generator), dim=1),
-            bias=torch.zeros(m),
-            threshold=torch.full((m,), settings.threshold),
-            directions=torch.zeros(m, d_out),
-            importance=torch.zeros(m),
-        )
-
-    return SparseDictionary(tuple(layers), {site: atoms(site) for site in settings.sites(layers)})
-
-
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to a tenth: steps counted from 0."""
-    warm_up = max(1, round(WARM_UP * steps))
+def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
+    """Linear warm-up, then a cosine: steps counted from 0."""
+    warm_up = max(1, round(settings.warm_up * settings.steps))
     if step < warm_up:
         return (step + 1) / warm_up
-    done = (step - warm_up) / max(1, steps - warm_up)
-    return 0.55 + 0.45 * math.cos(math.pi * done)
+    done = (step - warm_up) / max(1, settings.steps - warm_up)
+    return LOWEST_RATE + (1 - LOWEST_RATE) * (1 + math.cos(math.pi * min(done, 1))) / 2
+
+
+class Trainer:
+    """One training, step by step. Everything that the next step depends on is in `state`."""
+
+    def __init__(
+        self,
+        host: Host,
+        learner: Learner,
+        examples: Sequence[Example],
+        settings: TrainingSettings,
+        held_out: Sequence[Example] = (),
+    ) -> None:
+        """
+        :raises ValueError: there are no examples.
+        """
+        if not examples:
+            raise ValueError("There is nothing to learn from; expected at least one picture with its caption.")
+        self.host, self.learner, self.settings = host, learner, settings
+        self.examples, self.held_out_examples = examples, held_out
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.parameters = learner.parameters()
+        self.optimiser = torch.optim.Adam(rates(learner), betas=(0.9, 0.99))
+        self.peaks = [group["lr"] for group in self.optimiser.param_groups]
+        self.mean = {name: tensor.detach().clone() for name, tensor in self.parameters.items()} if settings.ema else {}
+        self.step = 0
+        self.losses: list[float] = []
+        self.held_out: list[float] = []
+
+    def advance(self) -> Tensor:
+        """One optimiser step; returns the estimate of the last batch's clean latents.
+
+        :raises ValueError: the loss is no longer a number.
+        """
+        settings = self.settings
+        for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * learning_rate_factor(self.step, settings)
+        total = 0.0
+        for _ in range(settings.accumulate):
+            batch = draw_batch(self.host, self.examples, settings.batch, self.generator)
+            with self.learner.at_work(batch.prior):
+                error, estimate = self.errors(batch)
+                loss = (error * torch.where(batch.prior, settings.prior, 1.0)).mean()
+                ((loss + self.learner.penalty()) / settings.accumulate).backward()
+            total += float(loss.detach()) / settings.accumulate
+        if not math.isfinite(total):
+            raise ValueError(
+                f"The loss is {total} at step {self.step + 1}. Lower the learning rate (now {settings.learning_rate:g})."
+            )
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.step += 1
+        self.losses.append(total)
+        for name, mean in self.mean.items():
+            mean.lerp_(self.parameters[name].detach(), 1 - settings.ema)
+        if settings.reseed_every and self.step % settings.reseed_every == 0 and self.step <= settings.steps // 2:
+            places = (estimate.detach() - batch.latents).square().mean(dim=1, keepdim=True)
+            self._forget(self.learner.maintain(places))
+        if self.held_out_examples and self.step % settings.check_every == 0:
+            self.held_out.append(self.check())
+        return estimate.detach()
+
+    def errors(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(rows,) weighted squared errors and the estimate of the clean latents, by the host as it is."""
+        with torch.autocast(self.host.device.type, torch.bfloat16, enabled=self.settings.autocast):
+            noisy = self.host.add_noise(batch.latents, batch.noise, batch.progress)
+            estimate = self.host.denoise(noisy, batch.progress, batch.condition)
+        weight = loss_weight(self.host.prediction, self.host.snr(batch.progress).to(batch.latents.device))
+        return weight * squared_error(estimate, batch.latents, batch.mask), estimate
+
+    @torch.no_grad()
+    def check(self) -> float:
+        """The loss on the held-out pictures, always with the same noise."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        total = 0.0
+        for _ in range(CHECK_BATCHES):
+            batch = draw_batch(self.host, self.held_out_examples, self.settings.batch, generator)
+            with self.learner.at_work(batch.prior):
+                total += float(self.errors(batch)[0].mean()) / CHECK_BATCHES
+        return total
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or the held-out loss has turned."""
+        patience = self.settings.patience
+        recent = self.held_out[-patience:] if patience else []
+        turned = len(self.held_out) > patience > 0 and min(recent) >= min(self.held_out[:-patience])
+        return self.step >= self.settings.steps or turned
+
+    @torch.no_grad()
+    def use_mean(self) -> None:
+        """Puts the running mean of the weights in their place, corrected for its start."""
+        for name, mean in self.mean.items():
+            self.parameters[name].copy_(mean)
+
+    def _forget(self, rows: list[tuple[str, int]]) -> None:
+        for name, row in rows:
+            for moment in ("exp_avg", "exp_avg_sq"):
+                self.optimiser.state[self.parameters[name]][moment][row] = 0
+
+    def kept(self) -> dict[str, Tensor]:
+        """Every tensor of the learner that the next step depends on."""
+        return {**self.parameters, **self.learner.buffers()}
+
+    def state(self) -> TrainingState:
+        """Everything that the next step depends on."""
+        moments = {
+            name: {k: v.detach().clone() for k, v in self.optimiser.state[tensor].items()}
+            for name, tensor in self.parameters.items()
+            if tensor in self.optimiser.state
+        }
+        tensors = {name: tensor.detach().clone() for name, tensor in self.kept().items()}
+        return TrainingState(
+            self.step, tensors, moments, dict(self.mean), self.generator.get_state(), self.losses[:], self.held_out[:]
+        )
+
+    @torch.no_grad()
+    def restore(self, state: TrainingState) -> None:
+        """Goes on from a saved state, as if never interrupted.
+
+        :raises ValueError: the state is of another training.
+        """
+        state.check_fits(self.kept())
+        self.step, self.losses, self.held_out = state.step, list(state.losses), list(state.held_out)
+        self.generator.set_state(state.random)
+        for name, tensor in self.kept().items():
+            tensor.copy_(state.tensors[name])
+            if name in state.moments:
+                self.optimiser.state[tensor] = {
+                    key: value.clone() if key == "step" else value.to(tensor.device).clone()
+                    for key, value in state.moments[name].items()
+                }
+        self.mean = {name: mean.to(self.parameters[name].device) for name, mean in state.mean.items()}
 
 
 def train(
@@ -75,82 +197,49 @@ def train(
     settings: TrainingSettings,
     on_step: Callable[[Progress], None] = lambda progress: None,
     metadata: dict[str, Any] | None = None,
+    *,
+    held_out: Sequence[Example] = (),
+    autosave: Path | None = None,
+    autosave_every: int = 50,
 ) -> SparseDictionary:
     """Fits a dictionary to examples.
 
     :param on_step: called after every step; may raise `TrainingStopped`.
     :param metadata: kept in the dictionary, beside the training record.
+    :param held_out: pictures to watch for overfitting.
+    :param autosave: a file for the training's state: written every ``autosave_every`` steps and at a stop, gone on from
+        where it exists, removed when the training has finished.
     :returns: the dictionary, directions of unit norm, importance measured on the examples.
-    :raises ValueError: there are no examples, or the loss stops being a number.
+    :raises ValueError: there are no examples, the loss stops being a number, or ``autosave`` is of another training.
     """
     from ..analysis.importance import measure, with_importance
 
-    if not examples:
-        raise ValueError("There is nothing to learn from; expected at least one picture with its caption.")
-    generator = torch.Generator().manual_seed(settings.seed)
-    losses: list[float] = []
-    with host.trainable():
-        dictionary = initial_dictionary(host.layers, settings).map(lambda a: a.map(lambda t: t.to(host.device)))
-        learnt = [
-            tensor.requires_grad_()
-            for atoms in dictionary.sites.values()
-            for tensor in (atoms.encoder, atoms.bias, atoms.directions)
-        ]
-        optimiser = torch.optim.Adam(learnt, lr=settings.learning_rate, betas=(0.9, 0.99))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, settings.steps))
-
-        def snapshot() -> SparseDictionary:
-            return dictionary.map(lambda atoms: atoms.map(lambda t: t.detach().clone()).unit_norm())
-
+    with host.trainable(settings.checkpointing):
+        learner = DictionaryLearner(host, settings)
+        trainer = Trainer(host, learner, examples, settings, held_out)
+        if autosave is not None and autosave.exists():
+            trainer.restore(TrainingState.load(autosave))
         try:
-            for step in range(1, settings.steps + 1):
-                loss, estimate = training_step(host, dictionary, examples, settings, generator)
-                losses.append(loss)
-                if not math.isfinite(loss):
-                    raise ValueError(
-                        f"The loss is {loss} at step {step}. Lower the learning rate (now {settings.learning_rate:g})."
-                    )
-                optimiser.step()
-                schedule.step()
-                optimiser.zero_grad()
-                on_step(Progress(step, settings.steps, loss, estimate, snapshot))
+            while not trainer.finished:
+                estimate = trainer.advance()
+                if autosave is not None and trainer.step % autosave_every == 0:
+                    trainer.state().save(autosave)
+                on_step(Progress(trainer.step, settings.steps, trainer.losses, trainer.held_out, estimate))
         except TrainingStopped:
-            pass
-        finished = snapshot()
-    record = {"steps": len(losses), "final_loss": sum(losses[-20:]) / len(losses[-20:]), **_record(settings)}
-    measured = measure(host, finished, examples, seed=settings.seed)
-    return replace(
-        with_importance(finished, measured),
-        metadata={**(metadata or {}), "training": {**record, "active_share": measured.active_share()}},
-    )
-
-
-def training_step(
-    host: Host,
-    dictionary: SparseDictionary,
-    examples: Sequence[Example],
-    settings: TrainingSettings,
-    generator: torch.Generator,
-) -> tuple[float, Tensor]:
-    """Leaves the gradients of one batch on the dictionary's tensors; returns its diffusion loss and the estimate."""
-    latents, condition, noise, progress = draw_batch(host, examples, settings.batch, generator)
-    group_term = GroupTerm(dictionary)
-    with host.patched([SparseAdapter(dictionary)], group_term):
-        estimate = host.denoise(host.add_noise(latents, noise, progress), progress, condition)
-    weight = loss_weight(host.prediction, host.snr(progress).to(latents.device))
-    loss: Tensor = diffusion_loss(estimate, latents, weight)
-    (loss + settings.sparsity * group_term.total).backward()
-    return float(loss.detach()), estimate.detach()
-
-
-def _record(settings: TrainingSettings) -> dict[str, Any]:
-    return {
-        "batch": settings.batch,
-        "learning_rate": settings.learning_rate,
-        "atoms": settings.atoms,
-        "projections": "".join(settings.projections),
-        "attentions": list(settings.attentions),
-        "threshold": settings.threshold,
-        "sparsity": settings.sparsity,
-        "seed": settings.seed,
+            if autosave is not None:
+                trainer.state().save(autosave)
+        else:
+            if autosave is not None:
+                autosave.unlink(missing_ok=True)
+        trainer.use_mean()
+        finished = learner.snapshot()
+    subjects = [example for example in examples if not example.prior] or examples
+    measured = measure(host, finished, subjects, seed=settings.seed)
+    record = {
+        **settings.record(),
+        "steps_done": trainer.step,
+        "final_loss": sum(trainer.losses[-20:]) / max(1, len(trainer.losses[-20:])),
+        "atoms_reseeded": learner.reseeded,
+        "active_share": measured.active_share(),
     }
+    return replace(with_importance(finished, measured), metadata={**(metadata or {}), "training": record})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,8 +20,16 @@ class TrainingSettings:
     """Optimiser steps, >= 1."""
     batch: int = 4
     """Pictures per step, >= 1."""
+    accumulate: int = 1
+    """Batches per optimiser step, >= 1: a larger batch in the memory of a small one."""
     learning_rate: float = 4e-3
-    """Peak of the schedule, for encoders and directions."""
+    """Peak of the schedule, for directions; see ``encoder_rate``."""
+    encoder_rate: float = 1.0
+    """Learning rate of encoders relative to that of directions, >= 0."""
+    warm_up: float = 0.05
+    """Share of the steps over which the rate rises, 0..1."""
+    ema: float = 0.0
+    """Decay of the running mean of the weights that is kept in their place, 0 (off) .. 1."""
     atoms: int = 16
     """Atoms per site, >= 1: more than needed, since most can be dropped afterwards."""
     projections: tuple[Projection, ...] = PROJECTIONS
@@ -31,12 +40,34 @@ class TrainingSettings:
     """theta in standard deviations of a coefficient before training, >= 0: at 2 some 6 % of coefficients fire."""
     sparsity: float = 1e-4
     """lambda, the weight of the group term, >= 0."""
+    prior: float = 1.0
+    """Weight of the loss on prior pictures (those whose prompts don't name the new thing), >= 0."""
+    selective: float = 0.0
+    """Weight of the penalty on coefficients at prior pictures, >= 0: leaves prompts that don't name the new thing as they
+    were."""
+    reseed_every: int = 50
+    """Steps between two searches for atoms that never fired, which start anew; >= 0, 0 for never."""
+    patience: int = 0
+    """Stop when the held-out loss has not fallen for this many checks, >= 0; 0 never stops."""
+    check_every: int = 50
+    """Steps between two looks at the held-out loss, >= 1."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    autocast: bool = False
+    """Run the model in bfloat16; the dictionary stays in float32."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("batch", 1), ("atoms", 1), ("threshold", 0), ("sparsity", 0)):
+        lows = {"steps": 1, "batch": 1, "accumulate": 1, "atoms": 1, "check_every": 1}
+        lows |= dict.fromkeys(
+            ("threshold", "sparsity", "prior", "selective", "reseed_every", "patience", "encoder_rate"), 0
+        )
+        for name, low in lows.items():
             if not getattr(self, name) >= low:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {low}.")
+        for name in ("warm_up", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a value from 0 to below 1.")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate is {self.learning_rate}; expected a value between 0 and 1, such as 0.004.")
         if unknown := set(self.projections) - set(PROJECTIONS):
@@ -55,3 +86,10 @@ class TrainingSettings:
             for projection in PROJECTIONS
             if projection in self.projections
         ]
+
+    def record(self) -> dict[str, object]:
+        """The settings as JSON values, for a dictionary's metadata."""
+        return dataclasses.asdict(self) | {
+            "projections": "".join(self.projections),
+            "attentions": list(self.attentions),
+        }

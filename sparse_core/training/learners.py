@@ -1,0 +1,157 @@
+"""What is being trained. The loop knows a `Learner` only, so that other methods can be measured under the same loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..coding import group_norm
+from ..controls import SparseAdapter
+from ..dictionary import Atoms, SparseDictionary
+from ..hosts.base import Host
+from ..layers import Layer, Site
+from .settings import TrainingSettings
+
+
+class Learner(Protocol):
+    """An adaptation of a host under training."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Every tensor to fit, by a stable name."""
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What else the next step depends on, by a stable name."""
+
+    def learning_rate(self, name: str) -> float:
+        """Peak rate of one tensor."""
+
+    def at_work(self, prior: Tensor) -> AbstractContextManager[None]:
+        """The host adapted, for one batch whose rows are prior pictures or not, (rows,) bool."""
+
+    def penalty(self) -> Tensor | float:
+        """What the last batch adds to the loss."""
+
+    def maintain(self, error: Tensor) -> list[tuple[str, int]]:
+        """Called every so often with the squared error of the last batch, (rows, 1, height, width); returns the rows of
+        tensors that start anew, so that their optimiser state does too."""
+
+
+def initial_dictionary(layers: Sequence[Layer], settings: TrainingSettings) -> SparseDictionary:
+    """A dictionary that changes nothing: random encoders of unit norm, so that a_j has standard deviation near 1
+    whatever the model, and directions 0."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    m = settings.atoms
+
+    def atoms(site: Site) -> Atoms:
+        d_in, d_out = layers[site.layer].shape(site.projection)
+        return Atoms(
+            encoder=F.normalize(torch.randn(m, d_in, generator=generator), dim=1),
+            bias=torch.zeros(m),
+            threshold=torch.full((m,), settings.threshold),
+            directions=torch.zeros(m, d_out),
+            importance=torch.zeros(m),
+        )
+
+    return SparseDictionary(tuple(layers), {site: atoms(site) for site in settings.sites(layers)})
+
+
+class DictionaryLearner:
+    """A sparse dictionary. Implements `Learner`, and observes its own coefficients for the penalty."""
+
+    LEARNT = ("encoder", "bias", "directions")
+
+    def __init__(self, host: Host, settings: TrainingSettings) -> None:
+        self.host, self.settings = host, settings
+        initial = initial_dictionary(host.layers, settings)
+        self.dictionary = initial.map(lambda atoms: atoms.map(lambda tensor: tensor.to(host.device)))
+        for tensor in self.parameters().values():
+            tensor.requires_grad_()
+        self.fired = {site: torch.zeros(len(a), dtype=torch.bool) for site, a in self.dictionary.sites.items()}
+        self.reseeded = 0
+        self._inputs: dict[Site, Tensor] = {}
+        self._prior = torch.zeros(0, dtype=torch.bool)
+        self._penalty: Tensor | float = 0.0
+
+    def parameters(self) -> dict[str, Tensor]:
+        """See `Learner`; names are ``L3.v.encoder`` and the like."""
+        return {
+            f"{site}.{name}": getattr(atoms, name)
+            for site, atoms in self.dictionary.sites.items()
+            for name in self.LEARNT
+        }
+
+    def buffers(self) -> dict[str, Tensor]:
+        """See `Learner`: which atoms have fired since the last `maintain`."""
+        return {f"{site}.fired": fired for site, fired in self.fired.items()}
+
+    def learning_rate(self, name: str) -> float:
+        """See `Learner`."""
+        rate = self.settings.learning_rate
+        return rate if name.endswith("directions") else rate * self.settings.encoder_rate
+
+    def at_work(self, prior: Tensor) -> AbstractContextManager[None]:
+        """See `Learner`."""
+        self._prior, self._penalty = prior, 0.0
+        return self.host.patched([SparseAdapter(self.dictionary)], self)
+
+    def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor) -> None:
+        """See `Observer`: sums the penalty, each site relative to the rms of the feature it updates, so that a weight
+        means the same in every model."""
+        directions = self.dictionary.sites[site].directions
+        scale = y.detach().float().square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+        penalty = self.settings.sparsity * group_norm(z[~self._prior], directions)
+        if self.settings.selective and bool(self._prior.any()):
+            moved = z[self._prior].abs().flatten(0, -2).mean(dim=0)  # (m,)
+            penalty = penalty + self.settings.selective * (moved * directions.norm(dim=1)).sum()
+        self._penalty = self._penalty + penalty / scale
+        if self.settings.reseed_every:
+            self.fired[site] |= (z.detach() != 0).flatten(0, -2).any(dim=0).cpu()
+            self._inputs[site] = x.detach()
+
+    def penalty(self) -> Tensor | float:
+        """See `Learner`."""
+        return self._penalty
+
+    @torch.no_grad()
+    def maintain(self, error: Tensor) -> list[tuple[str, int]]:
+        """Atoms that never fired since the last call start anew, as detectors of the tokens with the largest error."""
+        anew = []
+        for site, fired in self.fired.items():
+            silent = (~fired).nonzero()[:, 0].tolist()
+            fired.zero_()
+            if not silent or site not in self._inputs:
+                continue
+            tokens = _worst_tokens(self._inputs[site], error, len(silent))
+            encoder = self.dictionary.sites[site].encoder
+            encoder[silent[: len(tokens)]] = F.normalize(tokens.float(), dim=1).to(encoder)
+            anew += [(f"{site}.{name}", row) for row in silent[: len(tokens)] for name in self.LEARNT]
+            self.reseeded += len(tokens)
+        return anew
+
+    def snapshot(self) -> SparseDictionary:
+        """The dictionary as it stands, directions of unit norm."""
+        return self.dictionary.map(lambda atoms: atoms.map(lambda t: t.detach().clone()).unit_norm())
+
+
+def _worst_tokens(x: Tensor, error: Tensor, count: int) -> Tensor:
+    """The tokens at the places of largest error: (rows, tokens, d), (rows, 1, height, width) -> (<= count, d). Words have
+    no place: each is as bad as its picture."""
+    rows, tokens, _ = x.shape
+    height, width = error.shape[-2:]
+    shrink = (height * width / tokens) ** 0.5
+    if shrink >= 1 and (height // round(shrink)) * (width // round(shrink)) == tokens:
+        badness = F.avg_pool2d(error, round(shrink)).flatten(1)
+    else:
+        badness = error.mean(dim=(1, 2, 3))[:, None].expand(rows, tokens)
+    worst = badness.flatten().topk(min(count, rows * tokens)).indices
+    return x.flatten(0, 1)[worst]
+
+
+def rates(learner: Learner) -> list[dict[str, Any]]:
+    """The learner's tensors as an optimiser's parameter groups."""
+    return [{"params": [tensor], "lr": learner.learning_rate(name)} for name, tensor in learner.parameters().items()]

@@ -1,0 +1,88 @@
+"""A training that can be put down and taken up: one safetensors file beside the dictionary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..files import write_atomically
+
+FORMAT = "sparse-atoms-training-state"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What the next step of a training depends on."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    moments: Mapping[str, Mapping[str, Tensor]]
+    """Adam's state by tensor name."""
+    mean: Mapping[str, Tensor]
+    """Running mean of the weights; empty where off."""
+    random: Tensor
+    """State of the generator that draws batches."""
+    losses: list[float]
+    held_out: list[float]
+
+    def check_fits(self, parameters: Mapping[str, Tensor]) -> None:
+        """
+        :raises ValueError: the state's tensors are not those to be trained.
+        """
+        mine = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        theirs = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+        if mine != theirs:
+            raise ValueError(
+                "The saved training was started with other settings (atoms, sites) or for another model. Use the same "
+                "settings to go on with it, or another name to start anew."
+            )
+
+    def save(self, path: Path) -> None:
+        """Writes the file, whole or not at all."""
+        flat = {f"tensor/{name}": tensor for name, tensor in self.tensors.items()}
+        flat |= {f"moment/{n}/{key}": value for n, moment in self.moments.items() for key, value in moment.items()}
+        flat |= {f"mean/{name}": tensor for name, tensor in self.mean.items()}
+        flat["random"] = self.random
+        record = {"step": self.step, "losses": self.losses, "held_out": self.held_out}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = {name: tensor.detach().cpu().contiguous() for name, tensor in flat.items()}
+        write_atomically(path, save(data, metadata={"format": FORMAT, "record": json.dumps(record)}))
+
+    @classmethod
+    def load(cls, path: Path) -> TrainingState:
+        """
+        :raises ValueError: the file is no training state.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("format") != FORMAT:
+                    raise ValueError(f"{path.name} is no saved training. Remove it, or use another name.")
+                record = json.loads(header["record"])
+                flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path.name} is damaged ({error}). Remove it to start the training anew.") from error
+        moments: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in flat.items():
+            if name.startswith("moment/"):
+                _, parameter, key = name.split("/")
+                moments.setdefault(parameter, {})[key] = tensor
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}
+
+        return cls(
+            record["step"],
+            part("tensor/"),
+            moments,
+            part("mean/"),
+            flat["random"],
+            record["losses"],
+            record["held_out"],
+        )
