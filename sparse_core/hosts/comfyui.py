@@ -173,6 +173,7 @@ class Wrapper:
         self.stack, self.observer = tuple(stack), observer
         self._compiled: dict[tuple, _Compiled] = {}
 
+    @torch.compiler.disable  # a compiled MODEL runs as it is while atoms act on it: dynamo can't trace what patches share
     def __call__(
         self,
         executor: Callable,
