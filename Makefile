@@ -30,7 +30,7 @@ demo: $(VENV)/demo
 
 test: $(VENV)/test
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi
-	$(PYTHON) -m pytest tests --ignore tests/comfyui $(PYTEST)
+	$(PYTHON) -m pytest tests --ignore tests/comfyui --ignore tests/fullsize $(PYTEST)
 	@echo
 	@echo "=== tests/comfyui did NOT run here: it needs a real ComfyUI. Run it with: make test-comfyui ==="
 
