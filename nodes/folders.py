@@ -50,4 +50,10 @@ def free_path(prefix: str) -> Path:
     folder, name, counter, _, _ = folder_paths.get_save_image_path(
         f"{FOLDER}/{prefix}", folder_paths.get_output_directory()
     )
-    return Path(folder, f"{name}_{counter:05}{SUFFIX}")
+    return Path(folder, f"{name}_{counter:05}_{SUFFIX}")  # the counter looks for the underscores
+
+
+def training_state(name: str) -> Path:
+    """Where an unfinished training of this name is kept."""
+    plain = "".join(c if c.isalnum() or c in "-_ " else "_" for c in name)
+    return Path(folder_paths.get_user_directory(), "sparse_atoms", "training", f"{plain}{SUFFIX}")

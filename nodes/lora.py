@@ -26,7 +26,14 @@ class LoadLoraAsDictionary(io.ComfyNode):
             description="Opens a LoRA from models/loras so that masks, weights and schedules act on it: several LoRAs in "
             "several regions of one picture, in one pass. Without a control the picture is that of ComfyUI's own loader. "
             "Connect the dictionary to Apply Sparse Dictionary.",
-            search_aliases=["sparse atoms", "load lora", "regional lora", "masked lora", "lora mask", "lora block weight"],
+            search_aliases=[
+                "sparse atoms",
+                "load lora",
+                "regional lora",
+                "masked lora",
+                "lora mask",
+                "lora block weight",
+            ],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model the LoRA is for; it tells which parts there are and is not changed."
@@ -90,5 +97,7 @@ def resolve(name: str) -> Path:
     """
     path = folder_paths.get_full_path("loras", name)
     if path is None:
-        raise FileNotFoundError(f"There is no LoRA {name!r} in models/loras. Refresh the node list (R) and pick another.")
+        raise FileNotFoundError(
+            f"There is no LoRA {name!r} in models/loras. Refresh the node list (R) and pick another."
+        )
     return Path(path)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import latent_preview
+import torch
 from comfy.model_management import InterruptProcessingException, throw_exception_if_processing_interrupted
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.files import save_dictionary
-from ..sparse_core.hosts.comfyui import ComfyHost, examples_of
-from ..sparse_core.training import Progress, TrainingSettings, TrainingStopped, train
+from ..sparse_core.hosts.comfyui import ComfyHost, examples_of, single_entries
+from ..sparse_core.training import Progress, TrainingSettings, TrainingStopped, prior_examples, train
 from . import folders
 from .types import CATEGORY, dictionary_output
 
@@ -113,6 +116,55 @@ class TrainSparseDictionary(io.ComfyNode):
                     tooltip="How hard atoms compete. Higher puts the likeness into fewer atoms, so that more can be dropped.",
                     advanced=True,
                 ),
+                io.Conditioning.Input(
+                    "prior",
+                    optional=True,
+                    tooltip="Prompts that don't name the new thing, through CLIP Text Encode. The model paints pictures for them "
+                    "first and is held to those while it learns, so that other pictures stay as they were.",
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="The empty prompt, through CLIP Text Encode: needed to paint the prior pictures.",
+                ),
+                io.Mask.Input(
+                    "loss_mask",
+                    optional=True,
+                    tooltip="White where the pictures show what is to be learnt; black parts don't count. One for each picture, "
+                    "or one for all.",
+                ),
+                io.Float.Input(
+                    "selective",
+                    default=DEFAULTS.selective,
+                    min=0.0,
+                    max=10.0,
+                    step=0.001,
+                    tooltip="How hard atoms are kept silent on the prior prompts. Higher leaves pictures without the new thing "
+                    "more exactly as they were; needs prior prompts.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "checkpointing",
+                    default=DEFAULTS.checkpointing,
+                    tooltip="Less memory, about a third slower. Does not change what is learnt.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "autocast",
+                    default=DEFAULTS.autocast,
+                    tooltip="Runs the model in bfloat16: less memory and faster on most cards; the likeness hardly changes.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "resume",
+                    default=False,
+                    tooltip="Goes on where a cancelled or crashed training of this name stopped. Does not change what is learnt.",
+                    optional=True,
+                    advanced=True,
+                ),
                 io.Int.Input(
                     "seed",
                     default=DEFAULTS.seed,
@@ -144,6 +196,13 @@ class TrainSparseDictionary(io.ComfyNode):
         threshold: list[float],
         sparsity: list[float],
         seed: list[int],
+        prior: list[list] | None = None,
+        negative: list[list] | None = None,
+        loss_mask: list[torch.Tensor] | None = None,
+        selective: Sequence[float] = (DEFAULTS.selective,),
+        checkpointing: Sequence[bool] = (DEFAULTS.checkpointing,),
+        autocast: Sequence[bool] = (DEFAULTS.autocast,),
+        resume: Sequence[bool] = (False,),
     ) -> io.NodeOutput:
         settings = TrainingSettings(
             steps=steps[0],
@@ -154,6 +213,9 @@ class TrainSparseDictionary(io.ComfyNode):
             attentions=ATTENTIONS[attention[0]],
             threshold=threshold[0],
             sparsity=sparsity[0],
+            selective=selective[0],
+            checkpointing=checkpointing[0],
+            autocast=autocast[0],
             seed=seed[0],
         )
         host = ComfyHost(model[0])
@@ -168,12 +230,26 @@ class TrainSparseDictionary(io.ComfyNode):
             except InterruptProcessingException:
                 raise TrainingStopped from None
 
+        examples = examples_of(host, latents, captions, loss_mask)
+        if prior:
+            if not negative:
+                raise ValueError(
+                    "Prior prompts are connected, but no negative prompt. Connect an empty CLIP Text Encode to it."
+                )
+            shape = tuple(examples[0].latents.shape)
+            examples += prior_examples(
+                host, single_entries(prior), negative[0], shape, on_step=throw_exception_if_processing_interrupted
+            )
+        state = folders.training_state(name[0])
+        if not resume[0]:
+            state.unlink(missing_ok=True)
         dictionary = train(
             host,
-            examples_of(host, latents, captions),
+            examples,
             settings,
             on_step,
             metadata={"modelspec.title": name[0], "modelspec.architecture": "sparse-dictionary"},
+            autosave=state,
         )
         if len(losses) < settings.steps:
             save_dictionary(dictionary, folders.free_path(f"{name[0]}_cancelled"))

@@ -21,6 +21,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import comfy.sd
 import torch
+import torch.nn.functional as F
 from comfy.hooks import EnumHookScope, HookGroup, TransformerOptionsHook
 from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -453,20 +454,19 @@ class ComfyHost:
                 yield
 
 
-def examples_of(host: ComfyHost, latents: Sequence[dict], conditionings: Sequence[list]) -> list[Example]:
-    """Pairs the pictures of LATENTs with CONDITIONINGs: one each, or one for all.
+def single_entries(conditionings: Sequence[list]) -> list[list]:
+    """CONDITIONINGs of one entry each, in order."""
+    return [[entry] for conditioning in conditionings for entry in conditioning]
+
+
+def examples_of(
+    host: ComfyHost, latents: Sequence[dict], conditionings: Sequence[list], masks: Sequence[Tensor] | None = None
+) -> list[Example]:
+    """Pairs the pictures of LATENTs with CONDITIONINGs and, where given, MASKs: one each, or one for all.
 
     :raises ValueError: the numbers don't match, or a latent does not fit the model.
     """
     pictures = [picture for latent in latents for picture in latent["samples"]]
-    captions = [[entry] for conditioning in conditionings for entry in conditioning]
-    if len(captions) == 1:
-        captions *= len(pictures)
-    if len(captions) != len(pictures):
-        raise ValueError(
-            f"There are {len(pictures)} pictures and {len(captions)} captions; expected one caption for each picture, or one "
-            "for all."
-        )
     channels = host.model.model.latent_format.latent_channels
     for picture in pictures:
         if picture.ndim != 3 or picture.shape[0] != channels:
@@ -474,8 +474,23 @@ def examples_of(host: ComfyHost, latents: Sequence[dict], conditionings: Sequenc
                 f"A latent has shape {tuple(picture.shape)}; this model expects {channels} channels. Encode the pictures with "
                 "the VAE that belongs to the model."
             )
+    captions = _one_each("captions", single_entries(conditionings), len(pictures))
+    single_masks = [mask for batch in masks or () for mask in batch.reshape(-1, *batch.shape[-2:])]
+    regions = _one_each("masks", single_masks, len(pictures)) if single_masks else [None] * len(pictures)
     scale = host.model.model.process_latent_in
-    return [
-        Example(scale(picture[None].float()).clone()[0], caption)
-        for picture, caption in zip(pictures, captions, strict=True)
-    ]
+    examples = []
+    for picture, caption, region in zip(pictures, captions, regions, strict=True):
+        size = picture.shape[-2:]
+        on_grid = (
+            None if region is None else F.interpolate(region[None, None].float(), size=size, mode="area")[0, 0].clone()
+        )
+        examples.append(Example(scale(picture[None].float()).clone()[0], caption, on_grid))
+    return examples
+
+
+def _one_each(what: str, values: list, pictures: int) -> list:
+    if len(values) not in (1, pictures):
+        raise ValueError(
+            f"There are {pictures} pictures and {len(values)} {what}; expected one for each picture, or one for all."
+        )
+    return values * pictures if len(values) == 1 else values

@@ -2,6 +2,7 @@
 
 from .examples import Example
 from .loop import Progress, TrainingStopped, train
+from .prior import prior_examples
 from .settings import TrainingSettings
 
-__all__ = ["Example", "Progress", "TrainingSettings", "TrainingStopped", "train"]
+__all__ = ["Example", "Progress", "TrainingSettings", "TrainingStopped", "prior_examples", "train"]

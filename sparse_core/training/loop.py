@@ -211,6 +211,7 @@ def train(
         where it exists, removed when the training has finished.
     :returns: the dictionary, directions of unit norm, importance measured on the examples.
     :raises ValueError: there are no examples, the loss stops being a number, or ``autosave`` is of another training.
+    :raises MemoryError: the device's memory does not suffice.
     """
     from ..analysis.importance import measure, with_importance
 
@@ -228,6 +229,17 @@ def train(
         except TrainingStopped:
             if autosave is not None:
                 trainer.state().save(autosave)
+        except torch.OutOfMemoryError as error:
+            kept = (
+                ""
+                if autosave is None
+                else f" The work up to the last {autosave_every} steps is kept: train on to resume."
+            )
+            raise MemoryError(
+                f"Training ran out of memory with pictures of {tuple(examples[0].latents.shape[-2:])} latent pixels, batch "
+                f"{settings.batch}. Lower the batch (accumulate makes up for it), turn checkpointing and autocast on, or use "
+                f"smaller pictures.{kept}"
+            ) from error
         else:
             if autosave is not None:
                 autosave.unlink(missing_ok=True)

@@ -1,0 +1,45 @@
+"""Prior pictures: what the model itself draws for prompts that don't name the new thing, so that it goes on doing so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..hosts.base import Host
+from ..sampling import sample
+from .examples import Example
+
+
+def prior_examples(
+    host: Host,
+    conditions: Sequence[Any],
+    negative: Any,
+    shape: tuple[int, int, int],
+    *,
+    count: int = 16,
+    batch: int = 4,
+    seed: int = 0,
+    on_step: Callable[[], None] = lambda: None,
+) -> list[Example]:
+    """Draws ``count`` pictures for conditions in turn.
+
+    :param conditions: the host's, of single prompts; ``negative`` the one of the empty prompt.
+    :param shape: (channels, height, width) of the latents.
+    :param on_step: called after every sampling step; may raise to stop.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [conditions[i % len(conditions)] for i in range(count)]
+    examples = []
+    for start in range(0, count, batch):
+        group = chosen[start : start + batch]
+        latents = sample(
+            host,
+            host.stack_conditions(group),
+            torch.randn((len(group), *shape), generator=generator).to(host.device),
+            negative=host.stack_conditions([negative] * len(group)),
+            on_step=on_step,
+        )
+        examples += [Example(one, condition, prior=True) for one, condition in zip(latents, group, strict=True)]
+    return examples
