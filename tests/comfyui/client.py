@@ -11,6 +11,8 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import safetensors.torch
+import torch
 from PIL import Image
 
 
@@ -18,6 +20,8 @@ from PIL import Image
 class Result:
     """What one queued prompt gave."""
 
+    prompt: str = ""
+    """The server's name for it."""
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Node id to its UI outputs."""
     executed: list[str] = field(default_factory=list)
@@ -73,6 +77,7 @@ class Client:
                 if answer.status != 200:
                     result.error = json.dumps(body)
                     return result
+            result.prompt = body["prompt_id"]
             async for message in socket:
                 if message.type != aiohttp.WSMsgType.TEXT:
                     continue
@@ -112,6 +117,18 @@ class Client:
 
         return asyncio.run(fetch())
 
+    def answers(self) -> bool:
+        """Whether the server is up."""
+        try:
+            self.get("/system_stats")
+        except aiohttp.ClientError:
+            return False
+        return True
+
+    def history(self, prompt: str) -> dict[str, Any]:
+        """What the server remembers of a prompt that has run."""
+        return json.loads(self.get(f"/history/{prompt}"))[prompt]
+
     def object_info(self) -> dict[str, Any]:
         """Every node's schema."""
         return json.loads(self.get("/object_info"))
@@ -122,3 +139,8 @@ class Client:
             np.asarray(Image.open(io.BytesIO(self.get("/view", **image))).convert("RGB"))
             for image in result.outputs[str(node)]["images"]
         ]
+
+    def latents(self, result: Result, node: str) -> torch.Tensor:
+        """What a Save Latent node saved."""
+        (file,) = result.outputs[str(node)]["latents"]
+        return safetensors.torch.load(self.get("/view", **file))["latent_tensor"]

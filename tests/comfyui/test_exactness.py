@@ -1,0 +1,476 @@
+"""What controls promise, on a whole model run by ComfyUI's own sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.hooks
+import comfy.ldm.modules.attention as comfy_attention
+import pytest
+import torch
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+from comfy_extras.nodes_tomesd import TomePatchModel
+from factories import random_dictionary
+from torch import Tensor
+from world import noise_of, sample, text, tiny_layers, tiny_model
+
+from sparse_core.addresses import parse_selection
+from sparse_core.controls import Conditioning, Control, Curve, Keep, Mask, Schedule, Solo, SparseAdapter, Weight
+from sparse_core.hosts.comfyui import apply_adapter, hook_adapter, list_layers
+from sparse_core.layers import Site
+from sparse_core.plan import MaskPlacementError
+
+ALL = parse_selection("*")
+
+
+def adapter(*controls: Control, seed: int = 0, sites: list[Site] | None = None) -> SparseAdapter:
+    """A random dictionary of the tiny model under controls."""
+    return SparseAdapter(random_dictionary(tiny_layers(), seed=seed, sites=sites)).with_controls(*controls)
+
+
+def patched(*controls: Control, model: ModelPatcher | None = None, **kwargs: Any) -> ModelPatcher:
+    return apply_adapter(model or tiny_model(), adapter(*controls, **kwargs))
+
+
+def right_half(height: int = 16, width: int = 16) -> Tensor:
+    """(height, width): 1 in the right half."""
+    mask = torch.zeros(height, width)
+    mask[:, width // 2 :] = 1
+    return mask
+
+
+def gradient(height: int = 16, width: int = 16) -> Tensor:
+    """(height, width): 0 on the left to 1 on the right."""
+    return torch.linspace(0, 1, width).expand(height, width)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Tensor:
+    return sample(tiny_model())
+
+
+@pytest.fixture(scope="module")
+def whole() -> Tensor:
+    """The dictionary without any control."""
+    return sample(patched())
+
+
+# ------------------------------------------------------------------------------------------------- to the last bit
+
+NOTHING = {
+    "mask of zeros": [Mask(torch.zeros(64, 64))],
+    "strength 0": [Weight(ALL, 0.0, "scale")],
+    "density 0": [Keep(0.0)],
+    "everything muted": [Weight(ALL, 0.0)],
+    "masks that do not meet": [Mask(right_half()), Mask(1 - right_half())],
+    "on no prompt": [Conditioning("positive"), Conditioning("negative")],
+    "never": [Schedule(Curve(0, 1, (0.0,)))],
+}
+EVERYTHING = {
+    "mask of ones": [Mask(torch.ones(64, 64))],
+    "strength 1": [Weight(ALL, 1.0, "scale")],
+    "density 1": [Keep(1.0)],
+    "all solo": [Solo(ALL)],
+    "always": [Schedule(Curve())],
+    "two masks that together hide nothing": [Mask(torch.ones(1, 8, 8)), Mask(torch.ones(3, 24, 16))],
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_controls_that_leave_nothing_give_the_plain_picture(name: str, plain: Tensor) -> None:
+    assert torch.equal(sample(patched(*NOTHING[name])), plain)
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_controls_that_change_nothing_give_the_uncontrolled_picture(name: str, plain: Tensor, whole: Tensor) -> None:
+    assert torch.equal(sample(patched(*EVERYTHING[name])), whole)
+    assert not torch.allclose(whole, plain, atol=1e-2)
+
+
+def test_applying_leaves_the_source_and_its_weights_alone(plain: Tensor) -> None:
+    model = tiny_model()
+    weights = {name: value.clone() for name, value in model.model.state_dict().items()}
+    with_atoms = patched(Mask(right_half()))
+    sample(with_atoms)
+    assert with_atoms.model is model.model
+    assert with_atoms.patches == {}
+    assert all(torch.equal(value, weights[name]) for name, value in model.model.state_dict().items())
+    assert torch.equal(sample(model), plain)
+
+
+def test_two_branches_with_other_controls_do_not_disturb_each_other() -> None:
+    left, right = patched(Mask(1 - right_half())), patched(Mask(right_half()))
+    alone = [sample(left), sample(right)]
+    again = [sample(left), sample(right), sample(left)]
+    assert torch.equal(alone[0], again[0]) and torch.equal(alone[0], again[2])
+    assert torch.equal(alone[1], again[1])
+    assert not torch.equal(*alone)
+
+
+def test_stacked_dictionaries_add_up_in_any_order() -> None:
+    first = patched(Weight(ALL, 0.7, "scale"), model=patched(Mask(gradient()), seed=1))
+    second = patched(Mask(gradient()), seed=1, model=patched(Weight(ALL, 0.7, "scale")))
+    torch.testing.assert_close(sample(first), sample(second), atol=1e-4, rtol=1e-4)
+
+
+def test_changing_the_upper_of_two_dictionaries_always_shows() -> None:
+    """Compiled plans are kept; none may outlive what it was made for."""
+    lower = patched(seed=1)
+    expected = [sample(patched(seed=seed, model=patched(seed=1)), steps=1) for seed in (2, 3)]
+    for attempt in range(8):
+        assert torch.equal(sample(patched(seed=2 + attempt % 2, model=lower), steps=1), expected[attempt % 2])
+
+
+# ---------------------------------------------------------------------------------------------- layer by layer, masked
+
+
+def attention_output(model: ModelPatcher, layer: int, **settings: Any) -> tuple[Tensor, tuple[int, int]]:
+    """What one attention gave at the first step, (rows, tokens, width), and its token grid."""
+    places = list(list_layers(model.model.diffusion_model))
+    seen = []
+
+    def look(n: Tensor, extra: dict) -> Tensor:
+        if (extra["transformer_index"], extra["block_index"], places[layer][2]) == places[layer] and not seen:
+            seen.append((n.clone(), tuple(extra["activations_shape"][-2:])))
+        return n
+
+    watched = model.clone()
+    setter = (
+        watched.set_model_attn1_output_patch if places[layer][2] == "attn1" else watched.set_model_attn2_output_patch
+    )
+    setter(look)
+    sample(watched, **{"steps": 1, "cfg": 1.0, **settings})
+    return seen[0]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 25)])
+@pytest.mark.parametrize("layer", [0, 1, 4, 5])
+@pytest.mark.parametrize("projection", ["q", "k", "v", "o"])
+def test_nothing_changes_outside_a_mask_where_it_acts(layer: int, projection: str, size: tuple[int, int]) -> None:
+    sites = [Site(layer, projection)]
+    masked = patched(Mask(right_half(*size)), sites=sites)
+    before, grid = attention_output(tiny_model(), layer, size=size)
+    after, _ = attention_output(masked, layer, size=size)
+    everywhere, _ = attention_output(patched(sites=sites), layer, size=size)
+    cover = F.interpolate(right_half(*size)[None, None], grid, mode="area").flatten()
+
+    assert torch.equal(after[:, cover == 0], before[:, cover == 0])
+    torch.testing.assert_close(after[:, cover == 1], everywhere[:, cover == 1], atol=1e-5, rtol=1e-5)
+    assert (after - before)[:, cover == 1].abs().amax(dim=-1).gt(0).float().mean() > 0.5
+    assert 0 < (cover == 1).sum() < len(cover)
+
+
+@pytest.mark.parametrize("projection", ["k", "v", "o"])
+def test_a_soft_mask_blends_in_proportion(projection: str) -> None:
+    sites = [Site(0, projection)]
+    before, _ = attention_output(tiny_model(), 0)
+    full, _ = attention_output(patched(sites=sites), 0)
+    after, _ = attention_output(patched(Mask(gradient()), sites=sites), 0)
+    weight = gradient().reshape(1, -1, 1)
+    torch.testing.assert_close(after, before + weight * (full - before), atol=1e-4, rtol=1e-4)
+
+
+def test_masks_of_two_dictionaries_act_each_in_its_place() -> None:
+    sites = [Site(0, p) for p in "qkvo"]
+    left, right = 1 - right_half(), right_half()
+    both = patched(Mask(right), seed=2, sites=sites, model=patched(Mask(left), seed=1, sites=sites))
+    first, _ = attention_output(patched(seed=1, sites=sites), 0)
+    second, _ = attention_output(patched(seed=2, sites=sites), 0)
+    together, _ = attention_output(both, 0)
+    expected = torch.where(right.reshape(1, -1, 1) == 1, second, first)
+    torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------- prompts and batches
+
+
+def predictions(model: ModelPatcher, **settings: Any) -> tuple[Tensor, Tensor]:
+    """The first step's estimates for the positive and the negative prompt."""
+    seen = []
+    watched = model.clone()
+
+    def look(arguments: dict) -> Tensor:
+        seen.append((arguments["cond_denoised"].clone(), arguments["uncond_denoised"].clone()))
+        return arguments["denoised"]
+
+    watched.set_model_sampler_post_cfg_function(look)
+    sample(watched, **{"steps": 1, **settings})
+    return seen[0]
+
+
+def test_the_prompt_choice_reaches_that_prompt_alone() -> None:
+    plain, whole = predictions(tiny_model()), predictions(patched())
+    positive = predictions(patched(Conditioning("positive")))
+    negative = predictions(patched(Conditioning("negative")))
+    close = dict(atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(positive, (whole[0], plain[1]), **close)
+    torch.testing.assert_close(negative, (plain[0], whole[1]), **close)
+    assert not torch.allclose(whole[0], plain[0], atol=1e-2)
+    assert not torch.allclose(whole[1], plain[1], atol=1e-2)
+
+
+def test_prompts_of_other_lengths_run_apart_and_are_told_apart() -> None:
+    prompts = dict(positive=text(1, tokens=7), negative=text(2, tokens=4))
+    plain, positive = predictions(tiny_model(), **prompts), predictions(patched(Conditioning("positive")), **prompts)
+    assert not torch.allclose(positive[0], plain[0], atol=1e-2)
+    torch.testing.assert_close(positive[1], plain[1], atol=1e-5, rtol=1e-5)
+
+
+def test_two_positive_prompts_are_both_patched() -> None:
+    model = patched(Conditioning("positive"), Mask(right_half()))
+    one, two = (predictions(model, positive=text(seed))[0] for seed in (1, 3))
+    both, negative = predictions(model, positive=text(1) + text(3))
+    torch.testing.assert_close(both, (one + two) / 2, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(negative, predictions(tiny_model())[1], atol=1e-5, rtol=1e-5)
+
+
+def test_one_conditioning_at_a_time_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    controls = [Mask(torch.stack([right_half(), 1 - right_half()])), Conditioning("positive")]
+    noise, prompts = noise_of(2, (16, 16)), text(1) + text(3)
+    together = sample(patched(*controls), noise=noise, positive=prompts)
+    calls = []
+    model = patched(*controls)
+    model.set_model_unet_function_wrapper(
+        lambda apply, call: calls.append(call["cond_or_uncond"]) or apply(call["input"], call["timestep"], **call["c"])
+    )
+    monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e30)
+    apart = sample(model, noise=noise, positive=prompts)
+    assert sorted(map(len, calls)) == [1] * 6
+    torch.testing.assert_close(apart, together, atol=1e-4, rtol=1e-4)
+
+
+def test_every_picture_of_a_batch_has_its_own_mask() -> None:
+    masks = torch.stack([right_half(), 1 - right_half(), gradient()])
+    noise = noise_of(3, (16, 16))
+    batch = sample(patched(Mask(masks)), noise=noise)
+    alone = [sample(patched(Mask(mask)), noise=noise[i : i + 1]) for i, mask in enumerate(masks)]
+    torch.testing.assert_close(batch, torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_masks_go_to_the_pictures_of_a_longer_batch_in_turn() -> None:
+    noise = noise_of(1, (16, 16)).repeat(4, 1, 1, 1)
+    one, two, three, four = sample(patched(Mask(torch.stack([right_half(), 1 - right_half()]))), noise=noise)
+    torch.testing.assert_close(torch.stack([one, two]), torch.stack([three, four]))
+    assert not torch.allclose(one, two, atol=1e-2)
+
+
+def test_a_picture_does_not_depend_on_its_batch_mates() -> None:
+    model = patched(Mask(gradient()), Keep(0.5))
+    noise = noise_of(4, (16, 16))
+    first = sample(model, noise=noise[[0, 1]])[0]
+    second = sample(model, noise=noise[[0, 3]])[0]
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------ parts of a picture
+
+LEFT, RIGHT = (16, 8, 0, 0), (16, 8, 0, 8)
+"""Areas as ConditioningSetArea writes them: height, width, top, left in latent pixels."""
+
+
+def test_a_regional_prompt_sees_its_part_of_the_mask() -> None:
+    """The prompt of one half runs on a crop: where the mask is 1 it is the unmasked dictionary, where it is 0 nothing."""
+    masked = patched(Mask(right_half()))
+    for area, reference in ((LEFT, tiny_model()), (RIGHT, patched())):
+        prompt = text(1, area=area, strength=1.0)
+        found, expected = (predictions(model, positive=prompt)[0] for model in (masked, reference))
+        half = slice(area[3], area[3] + 8)
+        torch.testing.assert_close(found[..., half], expected[..., half], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("area", [(8, 12, 4, 2), (10, 6, 0, 6)])
+def test_a_mask_lands_in_its_place_of_a_crop(area: tuple[int, int, int, int]) -> None:
+    height, width, _, left = area
+    prompt = text(1, area=area, strength=1.0)
+    before, grid = attention_output(tiny_model(), 0, positive=prompt)
+    after, _ = attention_output(patched(Mask(right_half()), sites=[Site(0, p) for p in "qkvo"]), 0, positive=prompt)
+    assert grid == (height, width)
+    changed = (after - before).abs().amax(dim=(0, 2)).reshape(grid).gt(0).any(dim=0)
+    assert changed.tolist() == [left + column >= 8 for column in range(width)]
+
+
+def test_prompts_for_two_regions_and_the_whole() -> None:
+    prompts = text(1, area=LEFT, strength=1.0) + text(3, area=RIGHT, strength=0.5) + text(4)
+    everywhere, nowhere = Mask(torch.ones(16, 16)), Mask(torch.zeros(16, 16))
+    assert torch.equal(sample(patched(everywhere), positive=prompts), sample(patched(), positive=prompts))
+    assert torch.equal(sample(patched(nowhere), positive=prompts), sample(tiny_model(), positive=prompts))
+    masked = sample(patched(Mask(right_half())), positive=prompts)
+    assert torch.isfinite(masked).all()
+
+
+def test_a_patch_that_tiles_the_picture_is_refused_with_a_mask_and_works_without() -> None:
+    def by_halves(apply: Callable, call: dict) -> Tensor:
+        return torch.cat(
+            [apply(half, call["timestep"], **call["c"]) for half in call["input"].chunk(2, dim=-1)], dim=-1
+        )
+
+    tiled = tiny_model().clone()
+    tiled.set_model_unet_function_wrapper(by_halves)
+    assert not torch.allclose(sample(patched(model=tiled)), sample(tiled), atol=1e-2)
+    with pytest.raises(MaskPlacementError, match="tiles the picture"):
+        sample(patched(Mask(right_half()), model=tiled))
+
+
+def test_a_second_pass_at_another_size_sees_the_mask_anew() -> None:
+    used = patched(Mask(right_half()))
+    first = sample(used)
+    larger = F.interpolate(first, size=(26, 18), mode="bilinear")
+    second = sample(used, latent=larger, denoise=0.5)
+    assert second.shape == larger.shape
+    assert torch.equal(second, sample(patched(Mask(right_half())), latent=larger, denoise=0.5))
+
+
+def test_odd_sizes_keep_the_promises() -> None:
+    size = (17, 25)
+    assert torch.equal(sample(patched(Mask(torch.zeros(8, 8))), size=size), sample(tiny_model(), size=size))
+    assert torch.equal(sample(patched(Mask(torch.ones(8, 8))), size=size), sample(patched(), size=size))
+
+
+def test_a_start_from_a_picture_is_late_in_the_schedule() -> None:
+    start = dict(latent=noise_of(1, (16, 16), seed=9), denoise=0.4, steps=4)
+    early, late = (patched(Schedule(Curve(*span))) for span in ((0, 0.3), (0.3, 1)))
+    assert torch.equal(sample(early, **start), sample(tiny_model(), **start))
+    assert torch.equal(sample(late, **start), sample(patched(), **start))
+
+
+def test_inpainting_keeps_what_is_outside_the_noise_mask() -> None:
+    latent = noise_of(1, (16, 16), seed=9)
+    settings = dict(latent=latent, denoise=0.8, noise_mask=right_half()[None, None])
+    masked = sample(patched(Mask(right_half())), **settings)
+    torch.testing.assert_close(masked[..., :8], latent[..., :8])
+    assert not torch.allclose(masked, sample(tiny_model(), **settings), atol=1e-2)
+
+
+# ------------------------------------------------------------------------------------------------------ other patches
+
+
+@pytest.mark.parametrize("kernel", ["attention_basic", "attention_split", "attention_sub_quad"])
+def test_every_attention_kernel_gives_the_same(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = patched(Mask(gradient()), Conditioning("positive"))
+    expected = sample(model)
+    function, used = getattr(comfy_attention, kernel), []
+    for name in ("optimized_attention", "optimized_attention_masked"):
+        monkeypatch.setattr(comfy_attention, name, lambda *a, **k: used.append(1) or function(*a, **k))
+    torch.testing.assert_close(sample(model), expected, atol=1e-4, rtol=1e-4)
+    assert used
+
+
+RETILING = {
+    "HyperTile": lambda model: HyperTile.execute(model, 32, 1, 0, False)[0],
+    "token merging": lambda model: TomePatchModel.execute(model, 0.4)[0],
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", RETILING)
+def test_patches_that_move_tokens_work_without_a_mask_and_are_named_with_one(name: str, first: bool) -> None:
+    retile = RETILING[name]
+
+    def build(*controls: Control) -> ModelPatcher:
+        return patched(*controls, model=retile(tiny_model())) if first else retile(patched(*controls))
+
+    retiled = sample(retile(tiny_model()))
+    assert torch.equal(sample(build(Weight(ALL, 0.0))), retiled)
+    assert not torch.allclose(sample(build()), retiled, atol=1e-2)
+    with pytest.raises(MaskPlacementError, match=name):
+        sample(build(Mask(right_half())))
+
+
+def test_a_picture_shrunk_inside_the_model_takes_masks() -> None:
+    shrink = PatchModelAddDownscale.execute(tiny_model(), 1, 2.0, 0.0, 1.0, True, "bilinear", "bilinear")[0]
+    size = (16, 16)
+    assert torch.equal(
+        sample(patched(Mask(torch.ones(8, 8)), model=shrink), size=size), sample(patched(model=shrink), size=size)
+    )
+    assert torch.isfinite(sample(patched(Mask(right_half()), model=shrink), size=size)).all()
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
+    """What an IP-Adapter does, without an image."""
+    return comfy_attention.optimized_attention(q, k, v, extra["n_heads"])
+
+
+@pytest.mark.parametrize("controls", [[], [Mask(gradient())]], ids=["unmasked", "masked"])
+@pytest.mark.parametrize("first", [True, False])
+def test_attention_replaced_by_another_patch_gets_the_atoms(controls: list[Control], first: bool) -> None:
+    def replace(model: ModelPatcher) -> ModelPatcher:
+        model = model.clone()
+        model.set_model_attn1_replace(plain_attention, "middle", 0)
+        model.set_model_attn2_replace(plain_attention, "input", 1)
+        return model
+
+    model = patched(*controls, model=replace(tiny_model())) if first else replace(patched(*controls))
+    torch.testing.assert_close(sample(model), sample(patched(*controls)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_another_attention_override_is_called_with_the_updated_projections(first: bool) -> None:
+    calls = []
+
+    def override(function: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(args[0])
+        return 0.5 * function(*args, **kwargs)
+
+    def with_override(model: ModelPatcher) -> ModelPatcher:
+        model = model.clone()
+        model.model_options["transformer_options"]["optimized_attention_override"] = override
+        return model
+
+    alone = sample(with_override(tiny_model()), steps=1)
+    plain_calls = len(calls)
+    model = patched(model=with_override(tiny_model())) if first else with_override(patched())
+    both = sample(model, steps=1)
+    assert len(calls) == 2 * plain_calls > 0
+    assert not torch.equal(calls[0], calls[plain_calls])
+    assert not torch.allclose(both, alone, atol=1e-2)
+
+
+def test_a_patch_that_bypasses_attention_is_refused_by_name() -> None:
+    bypassed = tiny_model().clone()
+    bypassed.add_object_patch(
+        "diffusion_model.middle_block.1.transformer_blocks.0.attn1.forward", lambda x, *args, **kwargs: x
+    )
+    sample(bypassed)
+    with pytest.raises(RuntimeError, match="L4 computed its attention where sparse atoms could not reach"):
+        sample(patched(model=bypassed))
+    elsewhere = patched(Weight(parse_selection("L4"), 0.0), model=bypassed)
+    assert not torch.allclose(sample(elsewhere), sample(bypassed), atol=1e-2)
+
+
+# --------------------------------------------------------------------------------------------------------------- hooks
+
+
+def hooked(prompt: list, hooks: comfy.hooks.HookGroup) -> list:
+    return comfy.hooks.set_hooks_for_conditioning(prompt, hooks)
+
+
+def test_a_hook_is_the_dictionary_on_one_prompt() -> None:
+    plain, whole = predictions(tiny_model()), predictions(patched())
+    found = predictions(tiny_model(), positive=hooked(text(1), hook_adapter(adapter())))
+    torch.testing.assert_close(found, (whole[0], plain[1]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_hook_takes_masks_and_stands_beside_an_applied_dictionary() -> None:
+    hook = hook_adapter(adapter(Mask(gradient()), seed=1))
+    prompts = dict(positive=hooked(text(1), hook), negative=hooked(text(2), hook))
+    expected = sample(patched(Mask(gradient()), seed=1, model=patched()))
+    torch.testing.assert_close(sample(patched(), **prompts), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_hook_keyframes_scale_the_atoms() -> None:
+    hook = hook_adapter(adapter())
+    keyframes = comfy.hooks.HookKeyframeGroup()
+    keyframes.add(comfy.hooks.HookKeyframe(strength=0.0, start_percent=0.0))
+    keyframes.add(comfy.hooks.HookKeyframe(strength=0.5, start_percent=0.5))
+    hook = hook.clone()
+    hook.set_keyframes_on_hooks(keyframes)
+    first = predictions(tiny_model(), positive=hooked(text(1), hook))
+    torch.testing.assert_close(first, predictions(tiny_model()), atol=1e-5, rtol=1e-5)
+    late = dict(latent=noise_of(1, (16, 16), seed=9), denoise=0.3)
+    found = predictions(tiny_model(), positive=hooked(text(1), hook), **late)
+    half = predictions(patched(Weight(ALL, 0.5, "scale"), Conditioning("positive")), **late)
+    torch.testing.assert_close(found, half, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,289 @@
+"""The command line: what it makes, what it says, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from factories import random_dictionary
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from sparse_core import cli
+from sparse_core.demo.text import load_tokenizer, write_tokenizer
+from sparse_core.files import load_dictionary, save_dictionary
+from sparse_core.training import train
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A diffusers folder of a random Stable Diffusion with a few thousand weights."""
+    from factories import tiny_unet
+
+    folder = tmp_path_factory.mktemp("model")
+    write_tokenizer(folder / "words")
+    tokenizer = load_tokenizer(folder / "words")
+    unet = tiny_unet()
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=unet.config.cross_attention_dim,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    coder = {"block_out_channels": (4,) * 4, "norm_num_groups": 2, "latent_channels": 4, "layers_per_block": 1}
+    vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, **coder)
+    StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """Two pictures of different shape, one with a caption of its own."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name, shape in (("a.png", (90, 90, 3)), ("b.jpg", (60, 120, 3))):
+        Image.fromarray(random.integers(0, 256, shape, np.uint8)).save(folder / name)
+    (folder / "a.txt").write_text("a big zib on the left")
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    return save_dictionary(random_dictionary(), tmp_path / "saved.safetensors")
+
+
+@pytest.fixture
+def trained(model, images, tmp_path) -> Path:
+    out = tmp_path / "trained.safetensors"
+    assert run("train", images, "--out", out, "--model", model, *QUICK) == 0
+    return out
+
+
+QUICK = ("--word", "zib", "--steps", "3", "--batch", "2", "--atoms", "2", "--threshold", "0.5")
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.array(Image.open(path))
+
+
+def assert_fails(capsys, message: str, *arguments: object) -> None:
+    """Exit code 1, one sentence that holds ``message``, and nothing that looks like a traceback."""
+    assert run(*arguments) == 1
+    said = capsys.readouterr().err.splitlines()[-1:] if "\n    " not in message else capsys.readouterr().err
+    assert message in "".join(said)
+    assert "Traceback" not in "".join(said)
+
+
+def test_every_command_has_help_with_an_example(capsys):
+    for command in (["train"], ["generate"], ["info"], ["demo"], ["demo", "make"]):
+        with pytest.raises(SystemExit) as left:
+            cli.main([*command, "--help"])
+        assert left.value.code == 0
+        assert f"example:\n  sparse-atoms {' '.join(command)}" in capsys.readouterr().out
+
+
+def test_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "sparse_core", "--help"], capture_output=True, text=True, check=True)
+    assert "train" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["paint"],
+        ["train", "images"],
+        ["train", "images", "--out", "x", "--sites", "q,x"],
+        ["train", "images", "--out", "x", "--attentions", ""],
+        ["train", "images", "--out", "x", "--steps", "many"],
+        ["generate", "--prompt", "a cat", "--out", "x.png", "--size", "64"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments):
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    assert left.value.code == 2
+
+
+class TestTrain:
+    def test_writes_a_dictionary_that_says_how_it_was_made(self, trained):
+        dictionary = load_dictionary(trained)
+        assert dictionary.metadata["training"]["steps_done"] == 3
+        assert dictionary.metadata["modelspec.trigger_phrase"] == "zib"
+        assert dictionary.metadata["modelspec.title"] == "trained"
+        assert len(dictionary.metadata["captions_sha256"]) == 2
+        assert all(len(atoms) == 2 for atoms in dictionary.sites.values())
+
+    def test_the_same_seed_gives_the_same_file(self, trained, model, images, tmp_path):
+        again = tmp_path / "again.safetensors"
+        assert run("train", images, "--out", again, "--model", model, *QUICK, "--title", "trained") == 0
+        assert again.read_bytes() == trained.read_bytes()
+
+    def test_only_the_chosen_sites_get_atoms(self, model, images, tmp_path):
+        out = tmp_path / "few"
+        assert (
+            run("train", images, "--out", out, "--model", model, *QUICK, "--sites", "v,o", "--attentions", "attn2") == 0
+        )
+        dictionary = load_dictionary(tmp_path / "few.safetensors")
+        assert {site.projection for site in dictionary.sites} == {"v", "o"}
+        assert {dictionary.layers[site.layer].attention for site in dictionary.sites} == {"attn2"}
+
+    def test_an_interrupt_saves_what_was_learnt(self, model, images, tmp_path, monkeypatch, capsys):
+        def train_with_an_interrupt(host, examples, settings, on_step, metadata):
+            def step(progress):
+                if progress.step == 2:
+                    signal.raise_signal(signal.SIGINT)
+                on_step(progress)
+
+            return train(host, examples, settings, step, metadata)
+
+        monkeypatch.setattr(cli, "train", train_with_an_interrupt)
+        out = tmp_path / "interrupted.safetensors"
+        assert run("train", images, "--out", out, "--model", model, *QUICK) == 130
+        assert load_dictionary(out).metadata["training"]["steps_done"] == 2
+        assert "2 steps is saved" in capsys.readouterr().err
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_errors_are_told(self, model, images, tmp_path, capsys):
+        out = ("--out", tmp_path / "x.safetensors", "--model", model)
+        assert_fails(capsys, "There is no folder", "train", tmp_path / "nowhere", *out)
+        assert_fails(capsys, "b.jpg has no caption", "train", images, *out)
+        assert_fails(capsys, "steps is 0", "train", images, *out, "--word", "zib", "--steps", "0")
+        (tmp_path / "empty").mkdir()
+        assert_fails(capsys, "holds no pictures", "train", tmp_path / "empty", *out)
+        (images / "c.png").write_bytes(b"not a picture")
+        assert_fails(capsys, "c.png can't be read", "train", images, *out, "--word", "zib")
+        assert not (tmp_path / "x.safetensors").exists()
+
+
+class TestGenerate:
+    def draw(self, model: Path, out: Path, *more: object) -> np.ndarray:
+        assert run("generate", "--prompt", "a zib", "--model", model, "--out", out, "--steps", "2", *more) == 0
+        return pixels(out)
+
+    def test_a_dictionary_changes_the_picture_and_strength_0_does_not(self, model, trained, tmp_path):
+        base = self.draw(model, tmp_path / "base.png")
+        assert base.shape == (SIDE, SIDE, 3)
+        full = self.draw(model, tmp_path / "full.png", "--dictionary", trained, "--strength", "8")
+        assert (full != base).any()
+        for number, off in enumerate((["--strength", 0], ["--density", 0], ["--atoms-lines", "* = 0"])):
+            same = self.draw(model, tmp_path / f"{number}.png", "--dictionary", trained, *off)
+            assert (same == base).all(), off
+
+    def test_lines_come_from_a_file_too(self, model, trained, tmp_path):
+        lines = tmp_path / "lines.txt"
+        lines.write_text("# nothing\n* = 0\n")
+        base = self.draw(model, tmp_path / "base.png")
+        assert (
+            self.draw(model, tmp_path / "a.png", "--dictionary", trained, "--atoms-lines", f"@{lines}") == base
+        ).all()
+
+    def test_a_black_mask_is_the_base(self, model, trained, tmp_path):
+        Image.new("L", (10, 10)).save(tmp_path / "mask.png")
+        base = self.draw(model, tmp_path / "base.png")
+        masked = self.draw(model, tmp_path / "a.png", "--dictionary", trained, "--mask", tmp_path / "mask.png")
+        assert (masked == base).all()
+
+    def test_several_pictures_have_seeds_of_their_own(self, model, tmp_path):
+        base = ("generate", "--prompt", "a zib", "--model", model, "--steps", 2, "--size", "64x96")
+        assert run(*base, "--count", 2, "--seed", 5, "--out", tmp_path / "folder") == 0
+        assert run(*base, "--seed", 6, "--out", tmp_path / "one.png") == 0
+        first, second = (pixels(path) for path in sorted((tmp_path / "folder").iterdir()))
+        assert second.shape == (96, 64, 3)
+        assert (first != second).any()
+        assert (second == pixels(tmp_path / "one.png")).all()
+
+    def test_errors_are_told(self, model, saved, trained, tmp_path, capsys):
+        base = ("generate", "--prompt", "a zib", "--out", tmp_path / "x.png", "--model", model, "--steps", 1)
+        assert_fails(capsys, "There is no file nowhere", *base, "--dictionary", tmp_path / "nowhere")
+        assert_fails(capsys, "made for another model", *base, "--dictionary", saved)
+        assert_fails(capsys, "L99 does not exist", *base, "--dictionary", trained, "--atoms-lines", "L99 = 1")
+        assert_fails(capsys, "\n    L3 =\n", *base, "--dictionary", trained, "--atoms-lines", "L3 =")
+        assert_fails(capsys, "Density is 2", *base, "--dictionary", trained, "--density", 2)
+        assert_fails(capsys, "multiples of 8", *base, "--size", "65x64")
+        assert_fails(capsys, "--count is 0", *base, "--count", 0)
+        assert not (tmp_path / "x.png").exists()
+
+
+class TestModels:
+    def fails(self, capsys, message: str, model: Path, *more: object) -> None:
+        assert_fails(capsys, message, "generate", "--prompt", "x", "--out", "x.png", "--model", model, *more)
+
+    def test_what_is_no_model_is_refused(self, tmp_path, capsys, saved, monkeypatch):
+        self.fails(capsys, "There is no model at", tmp_path / "nowhere")
+        self.fails(capsys, "no complete diffusers folder", tmp_path)
+        (tmp_path / "old.ckpt").write_bytes(b"\x80\x02}q\x00.")
+        self.fails(capsys, "never read", tmp_path / "old.ckpt")
+        self.fails(capsys, "holds no diffusion model", saved)
+
+    @pytest.mark.parametrize(
+        ("extra", "family"),
+        [("cond_stage_model.x", "stable-diffusion-v1-5"), ("conditioner.embedders.1.x", "stable-diffusion-xl")],
+    )
+    def test_a_bare_checkpoint_asks_for_its_configuration(self, tmp_path, capsys, monkeypatch, extra, family):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        names = ("model.diffusion_model.input_blocks.0.0.weight", extra)
+        save_file({name: torch.zeros(1) for name in names}, tmp_path / "bare.safetensors")
+        self.fails(capsys, "--config FOLDER", tmp_path / "bare.safetensors")
+        self.fails(capsys, family, tmp_path / "bare.safetensors")
+
+    def test_a_configuration_that_does_not_fit_is_named(self, tmp_path, capsys, model):
+        save_file({"model.diffusion_model.x": torch.zeros(1)}, tmp_path / "odd.safetensors")
+        self.fails(capsys, "does not fit the configuration", tmp_path / "odd.safetensors", "--config", model)
+
+
+class TestInfo:
+    def test_tells_what_a_file_is(self, saved, capsys):
+        assert run("info", saved, "--top", 3) == 0
+        said = capsys.readouterr().out
+        dictionary = load_dictionary(saved)
+        assert f"{len(dictionary)} atoms" in said
+        assert dictionary.fingerprint in said
+        assert said.count("[") == 3
+
+    def test_json_holds_the_same(self, saved, capsys):
+        assert run("info", saved, "--json") == 0
+        facts = json.loads(capsys.readouterr().out)
+        dictionary = load_dictionary(saved)
+        assert facts["atoms"] == len(dictionary)
+        assert facts["importance_curve"]["1.0"] == pytest.approx(1)
+        importances = [atom["importance"] for atom in facts["most_important"]]
+        assert importances == sorted(importances, reverse=True)
+        assert max(importances) == max(float(atoms.importance.max()) for atoms in dictionary.sites.values())
+
+    def test_other_files_are_named(self, tmp_path, capsys):
+        assert_fails(capsys, "There is no file nowhere", "info", tmp_path / "nowhere")
+        save_file({"lora_unet_down.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
+        assert_fails(capsys, "is a LoRA", "info", tmp_path / "lora.safetensors")
+        (tmp_path / "empty.safetensors").touch()
+        assert_fails(capsys, "is empty", "info", tmp_path / "empty.safetensors")

@@ -1,0 +1,409 @@
+"""Training: where it starts, that it learns, repeats and resumes, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from factories import CHANNELS, random_condition, random_dictionary, tiny_host
+from torch import Generator, Tensor
+
+from sparse_core.analysis.importance import measure
+from sparse_core.controls import SparseAdapter
+from sparse_core.dictionary import SparseDictionary
+from sparse_core.files import load_dictionary, save_dictionary
+from sparse_core.hosts.diffusers import DiffusersHost
+from sparse_core.layers import Site
+from sparse_core.training import Example, Progress, TrainingSettings, TrainingStopped, train
+from sparse_core.training.examples import draw_batch
+from sparse_core.training.learners import DictionaryLearner, initial_dictionary
+from sparse_core.training.loop import Trainer, learning_rate_factor
+from sparse_core.training.objective import SNR_CAP, loss_weight
+
+QUICK = TrainingSettings(steps=4, batch=2, atoms=8, threshold=0.5, learning_rate=0.01, reseed_every=0)
+
+
+@pytest.fixture(scope="module")
+def host() -> DiffusersHost:
+    """A tiny UNet that predicts noise."""
+    return tiny_host()
+
+
+def make_examples(count: int = 3, size: tuple[int, int] = (8, 8), seed: int = 0, **options: object) -> list[Example]:
+    generator = Generator().manual_seed(seed)
+    return [
+        Example(torch.randn(CHANNELS, *size, generator=generator), random_condition(1, seed=seed + n), **options)
+        for n in range(count)
+    ]
+
+
+def same(one: SparseDictionary, other: SparseDictionary) -> bool:
+    return all(
+        torch.equal(t, other.sites[site].tensors()[name])
+        for site, atoms in one.sites.items()
+        for name, t in atoms.tensors().items()
+    )
+
+
+def stop_at(step: int) -> Callable[[Progress], None]:
+    def on_step(progress: Progress) -> None:
+        if progress.step == step:
+            raise TrainingStopped
+
+    return on_step
+
+
+@torch.no_grad()
+def loss_of(host: DiffusersHost, dictionary: SparseDictionary | None, examples: list[Example]) -> float:
+    """The loss on noise that does not change from call to call."""
+    batch = draw_batch(host, examples, 12, Generator().manual_seed(99))
+    with host.patched([] if dictionary is None else [SparseAdapter(dictionary)]):
+        noisy = host.add_noise(batch.latents, batch.noise, batch.progress)
+        estimate = host.denoise(noisy, batch.progress, batch.condition)
+    error = (estimate - batch.latents).square().mean(dim=(1, 2, 3))
+    return float((loss_weight(host.prediction, host.snr(batch.progress)) * error).mean())
+
+
+# ------------------------------------------------------------------------------------------------------------ the start
+
+
+@pytest.mark.parametrize(("kind", "prediction"), [("sd", "epsilon"), ("sd", "v_prediction"), ("sdxl", "epsilon")])
+def test_the_first_step_starts_from_the_unpatched_model_bit_for_bit(kind: str, prediction: str) -> None:
+    host = tiny_host(kind, prediction)
+    start = initial_dictionary(host.layers, TrainingSettings())
+    x = torch.randn(2, CHANNELS, 8, 8, generator=Generator().manual_seed(0)), torch.tensor([0.3, 0.3])
+    with torch.no_grad():
+        base = host.denoise(*x, random_condition(2, kind))
+        with host.patched([SparseAdapter(start)]):
+            assert torch.equal(host.denoise(*x, random_condition(2, kind)), base)
+
+
+def test_the_start_has_unit_encoders_no_directions_and_the_threshold_asked_for(host: DiffusersHost) -> None:
+    start = initial_dictionary(host.layers, replace(QUICK, threshold=1.5))
+    assert len(start) == 8 * 4 * len(host.layers)
+    for atoms in start.sites.values():
+        torch.testing.assert_close(atoms.encoder.norm(dim=1), torch.ones(8))
+        assert not atoms.directions.any() and not atoms.bias.any() and bool((atoms.threshold == 1.5).all())
+
+
+def test_only_the_sites_asked_for_get_atoms(host: DiffusersHost) -> None:
+    settings = replace(QUICK, projections=("v", "q"), attentions=("attn2",))
+    sites = list(initial_dictionary(host.layers, settings).sites)
+    assert sites == [Site(n, p) for n in range(1, len(host.layers), 2) for p in "qv"]
+
+
+# ------------------------------------------------------------------------------------------------------------- learning
+
+
+def test_the_loss_falls(host: DiffusersHost) -> None:
+    examples = make_examples(2)
+    learnt = train(host, examples, replace(QUICK, steps=60, batch=4))
+    assert loss_of(host, learnt, examples) < 0.9 * loss_of(host, None, examples)
+
+
+def test_gradients_reach_every_site_after_one_step(host: DiffusersHost) -> None:
+    with host.trainable():
+        learner = DictionaryLearner(host, QUICK)
+        trainer = Trainer(host, learner, make_examples(), QUICK)
+        before = {name: tensor.detach().clone() for name, tensor in learner.parameters().items()}
+        trainer.advance()
+        for name, tensor in learner.parameters().items():
+            assert torch.equal(tensor, before[name]) != name.endswith("directions")  # they alone have a gradient at 0
+        batch = draw_batch(host, trainer.examples, 4, Generator().manual_seed(1))
+        with learner.at_work(batch.prior):
+            trainer.errors(batch)[0].mean().backward()
+    for name, tensor in learner.parameters().items():
+        assert tensor.grad is not None and bool(tensor.grad.any()), name
+    assert all(parameter.grad is None for parameter in host.unet.parameters())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(host: DiffusersHost) -> None:
+    examples = make_examples()
+    first, again, other = (train(host, examples, replace(QUICK, seed=seed)) for seed in (1, 1, 2))
+    assert same(first, again) and first.metadata == again.metadata
+    assert not same(first, other)
+
+
+def test_training_leaves_the_model_as_it_was(host: DiffusersHost) -> None:
+    examples = make_examples()
+    weights = {name: tensor.clone() for name, tensor in host.unet.state_dict().items()}
+    processors = [attention.processor for _, attention, _ in host.attentions]
+    before = loss_of(host, None, examples)
+    train(host, examples, QUICK)
+    assert loss_of(host, None, examples) == before
+    assert [attention.processor for _, attention, _ in host.attentions] == processors
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in host.unet.state_dict().items())
+
+
+def test_what_was_learnt_is_ready_to_be_saved(host: DiffusersHost, tmp_path: Path) -> None:
+    learnt = train(host, make_examples(), QUICK, metadata={"title": "a fox"})
+    for atoms in learnt.sites.values():
+        norm = atoms.directions.norm(dim=1)
+        torch.testing.assert_close(norm, (norm > 0).float(), rtol=1e-4, atol=1e-4)  # 0 where an atom never fired
+        assert bool(norm.any())
+        assert bool((atoms.importance >= 0).all()) and bool(atoms.importance.any())
+        assert not any(tensor.requires_grad for tensor in atoms.tensors().values())
+    record = learnt.metadata["training"]
+    assert learnt.metadata["title"] == "a fox"
+    assert record["steps"] == QUICK.steps and record["seed"] == 0 and record["threshold"] == 0.5
+    assert 0 < record["active_share"] < 1 and math.isfinite(record["final_loss"])
+    loaded = load_dictionary(save_dictionary(learnt, tmp_path / "fox.safetensors", torch.float32))
+    assert same(loaded, learnt) and loaded.metadata == json.loads(json.dumps(learnt.metadata))
+
+
+def test_progress_is_reported_after_every_step(host: DiffusersHost) -> None:
+    seen: list[tuple[int, int, float, tuple]] = []
+    train(host, make_examples(), QUICK, lambda p: seen.append((p.step, p.steps, p.loss, tuple(p.estimate.shape))))
+    assert [(step, steps, shape) for step, steps, _, shape in seen] == [
+        (n, 4, (2, CHANNELS, 8, 8)) for n in (1, 2, 3, 4)
+    ]
+    assert all(math.isfinite(loss) for *_, loss, _ in seen)
+
+
+@pytest.mark.parametrize("option", [{"checkpointing": True}, {"accumulate": 2}, {"ema": 0.5}, {"autocast": True}])
+def test_options_learn_too(host: DiffusersHost, option: dict[str, object]) -> None:
+    learnt = train(host, make_examples(), replace(QUICK, steps=2, **option))
+    assert all(bool(torch.isfinite(t).all()) for atoms in learnt.sites.values() for t in atoms.tensors().values())
+    assert all(bool(atoms.directions.any()) for atoms in learnt.sites.values())
+
+
+def test_checkpointing_changes_nothing_but_memory(host: DiffusersHost) -> None:
+    plain, checkpointed = (train(host, make_examples(), replace(QUICK, checkpointing=on)) for on in (False, True))
+    for site, atoms in plain.sites.items():
+        torch.testing.assert_close(atoms.directions, checkpointed.sites[site].directions, rtol=1e-3, atol=1e-3)
+
+
+def test_the_group_term_empties_atoms(host: DiffusersHost) -> None:
+    free, sparse = (train(host, make_examples(), replace(QUICK, steps=20, sparsity=s)) for s in (0.0, 1.0))
+
+    def total(dictionary: SparseDictionary) -> float:
+        return sum(float(atoms.importance.sum()) for atoms in dictionary.sites.values())
+
+    assert total(sparse) < 0.5 * total(free)
+
+
+# ------------------------------------------------------------------------------------------------- stopping and resuming
+
+
+def test_a_stop_keeps_what_was_learnt(host: DiffusersHost) -> None:
+    seen: list[int] = []
+
+    def on_step(progress: Progress) -> None:
+        seen.append(progress.step)
+        stop_at(2)(progress)
+
+    learnt = train(host, make_examples(), QUICK, on_step)
+    assert seen == [1, 2] and learnt.metadata["training"]["steps_done"] == 2
+    assert all(bool(atoms.directions.any()) and bool(atoms.importance.any()) for atoms in learnt.sites.values())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(
+    host: DiffusersHost, tmp_path: Path, ema: float
+) -> None:
+    state, examples, settings = tmp_path / "fox.state.safetensors", make_examples(), replace(QUICK, ema=ema)
+    train(host, examples, settings, stop_at(2), autosave=state)
+    assert state.is_file()
+    resumed = train(host, examples, settings, autosave=state)
+    assert same(resumed, train(host, examples, settings))
+    assert not state.exists()
+
+
+def test_a_crash_loses_no_more_than_the_steps_since_the_last_autosave(host: DiffusersHost, tmp_path: Path) -> None:
+    state, examples = tmp_path / "fox.state.safetensors", make_examples()
+
+    def crash(progress: Progress) -> None:
+        if progress.step == 3:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train(host, examples, QUICK, crash, autosave=state, autosave_every=2)
+    steps: list[int] = []
+    resumed = train(host, examples, QUICK, lambda p: steps.append(p.step), autosave=state)
+    assert steps == [3, 4] and same(resumed, train(host, examples, QUICK))
+
+
+def test_a_state_of_another_training_is_refused(host: DiffusersHost, tmp_path: Path) -> None:
+    state = tmp_path / "fox.state.safetensors"
+    train(host, make_examples(), QUICK, stop_at(1), autosave=state)
+    with pytest.raises(ValueError, match="started with other settings"):
+        train(host, make_examples(), replace(QUICK, atoms=5), autosave=state)
+
+
+@pytest.mark.parametrize("damage", ["cut", "random", "dictionary"])
+def test_a_file_that_is_no_state_is_refused_by_name(host: DiffusersHost, tmp_path: Path, damage: str) -> None:
+    state = tmp_path / "fox.state.safetensors"
+    train(host, make_examples(), QUICK, stop_at(1), autosave=state)
+    match damage:
+        case "cut":
+            state.write_bytes(state.read_bytes()[:-10])
+        case "random":
+            state.write_bytes(b"\x07" * 100)
+        case "dictionary":
+            save_dictionary(random_dictionary(), state)
+    with pytest.raises(ValueError, match=r"fox\.state\.safetensors .*Remove it"):
+        train(host, make_examples(), QUICK, autosave=state)
+
+
+def test_training_ends_when_the_held_out_loss_has_turned(host: DiffusersHost) -> None:
+    with host.trainable():
+        settings = replace(QUICK, patience=2)
+        trainer = Trainer(host, DictionaryLearner(host, settings), make_examples(), settings)
+    for losses, finished in (([3.0, 2.0], False), ([3.0, 2.0, 1.0, 1.5], False), ([3.0, 1.0, 1.5, 1.2], True)):
+        trainer.held_out = losses
+        assert trainer.finished == finished
+
+
+# -------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_nothing_to_learn_from_is_an_error(host: DiffusersHost) -> None:
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        train(host, [], QUICK)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_says_at_which_step_and_what_to_do(host: DiffusersHost, value: float) -> None:
+    bad = [Example(torch.full((CHANNELS, 8, 8), value), random_condition(1))]
+    with pytest.raises(ValueError, match=r"The loss is (nan|inf) at step 1\. Lower the learning rate \(now 0\.01\)"):
+        train(host, bad, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("batch", 0),
+        ("atoms", 0),
+        ("threshold", -0.1),
+        ("threshold", math.nan),
+        ("sparsity", -1),
+        ("learning_rate", 0),
+        ("learning_rate", 1),
+        ("learning_rate", math.nan),
+    ],
+)
+def test_a_setting_out_of_range_is_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is {value}; expected"):
+        replace(QUICK, **{name: value})
+
+
+def test_sites_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match="no projection x; expected some of q, k, v, o"):
+        replace(QUICK, projections=("q", "x"))
+    with pytest.raises(ValueError, match="No site is chosen"):
+        replace(QUICK, projections=())
+
+
+# ------------------------------------------------------------------------------------------------------------ objective
+
+
+@pytest.mark.parametrize("signal", [0.05, 0.3, 0.8])  # signal-to-noise ratios below the cap
+@pytest.mark.parametrize("prediction", ["eps", "v", "flow"])
+def test_the_loss_on_clean_latents_is_the_loss_on_what_the_model_predicts(prediction: str, signal: float) -> None:
+    generator = Generator().manual_seed(0)
+    latents, noise, wrong = (torch.randn(100, generator=generator).double() for _ in range(3))
+
+    def errors(a: float, b: float, target: Tensor, clean: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        noisy, prediction = a * latents + b * noise, target + 0.1 * wrong
+        return (clean(noisy, prediction) - latents).square().mean(), (prediction - target).square().mean()
+
+    a, b = math.sqrt(signal), math.sqrt(1 - signal)
+    match prediction:
+        case "eps":
+            on_clean, direct = errors(a, b, noise, lambda x, p: (x - b * p) / a)
+        case "v":
+            on_clean, direct = errors(a, b, a * noise - b * latents, lambda x, p: a * x - b * p)
+        case "flow":
+            a, b = signal, 1 - signal
+            on_clean, direct = errors(a, b, noise - latents, lambda x, p: x - b * p)
+    snr = (a / b) ** 2
+    capped = min(snr, SNR_CAP)
+    weight = float(loss_weight(prediction, torch.tensor([snr]).double()))
+    if snr <= SNR_CAP:
+        assert weight * float(on_clean) == pytest.approx(float(direct), rel=1e-6)
+    else:
+        assert weight == pytest.approx(float(loss_weight(prediction, torch.tensor([capped]).double())))
+
+
+@pytest.mark.parametrize(("prediction", "largest"), [("eps", 5.0), ("v", 6.0), ("flow", (1 + math.sqrt(5)) ** 2)])
+def test_nearly_clean_pictures_do_not_dominate(prediction: str, largest: float) -> None:
+    weights = loss_weight(prediction, torch.tensor([0.0, 1.0, 5.0, 100.0, 1e8]))
+    assert float(weights.max()) == pytest.approx(largest)
+    assert bool((weights[1:] >= weights[:-1]).all()) and bool(torch.isfinite(weights).all())
+
+
+def test_an_unknown_prediction_is_named() -> None:
+    with pytest.raises(ValueError, match="no prediction type 'x0'"):
+        loss_weight("x0", torch.ones(1))
+
+
+def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
+    settings = replace(QUICK, steps=200)
+    factors = [learning_rate_factor(step, settings) for step in range(200)]
+    peak = factors.index(max(factors))
+    assert max(factors) == pytest.approx(1) and 0 < factors[0] <= 0.1 and 9 <= peak <= 11
+    assert factors[:peak] == sorted(factors[:peak]) and factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert factors[-1] == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_shortest_trainings_have_a_learning_rate(steps: int) -> None:
+    settings = replace(QUICK, steps=steps)
+    assert all(0 < learning_rate_factor(step, settings) <= 1 for step in range(steps))
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
+def test_a_batch_holds_pictures_of_one_size_and_all_sizes_get_their_turn(host: DiffusersHost) -> None:
+    examples = make_examples(3) + make_examples(2, (6, 8), seed=5)
+    generator = Generator().manual_seed(0)
+    sizes = [tuple(draw_batch(host, examples, 4, generator).latents.shape) for _ in range(30)]
+    assert set(sizes) == {(4, CHANNELS, 8, 8), (4, CHANNELS, 6, 8)}
+    assert 10 <= sizes.count((4, CHANNELS, 8, 8)) <= 26
+
+
+def test_a_batch_repeats_no_picture_before_it_has_all(host: DiffusersHost) -> None:
+    examples = make_examples(3)
+    batch = draw_batch(host, examples, 7, Generator().manual_seed(0))
+    which = [next(n for n, e in enumerate(examples) if torch.equal(e.latents, row)) for row in batch.latents]
+    assert sorted(which[:3]) == sorted(which[3:6]) == [0, 1, 2]
+    for n, text in zip(which, batch.condition.text, strict=True):
+        assert torch.equal(text, examples[n].condition.text[0])
+
+
+def test_noise_levels_are_spread_evenly_and_draws_repeat_by_seed(host: DiffusersHost) -> None:
+    examples = make_examples(3)
+    first, again = (draw_batch(host, examples, 4, Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(first.noise, again.noise) and torch.equal(first.latents, again.latents)
+    assert [int(4 * p) for p in first.progress.sort().values.tolist()] == [0, 1, 2, 3]
+
+
+def test_half_of_a_batch_is_prior_pictures_where_there_are_any(host: DiffusersHost) -> None:
+    batch = draw_batch(host, make_examples(2) + make_examples(3, seed=9, prior=True), 4, Generator().manual_seed(0))
+    assert batch.prior.tolist() == [False, False, True, True]
+
+
+# ------------------------------------------------------------------------------------------------------------- measuring
+
+
+def test_atoms_that_never_fire_have_no_importance(host: DiffusersHost) -> None:
+    dictionary = random_dictionary(host.layers).map(
+        lambda atoms: replace(atoms, threshold=torch.tensor([0.0, 0.1, 0.2, 1e6]))
+    )
+    measured = measure(host, dictionary, make_examples())
+    for importance in measured.mean_importance().values():
+        assert float(importance[3]) == 0 and bool((importance[:3] > 0).all())
+    assert 0.25 < measured.active_share() <= 0.75
+
+
+def test_a_measurement_repeats_by_seed(host: DiffusersHost) -> None:
+    dictionary, examples = random_dictionary(host.layers), make_examples()
+    first, again = (measure(host, dictionary, examples, seed=3).mean_importance() for _ in range(2))
+    assert all(torch.equal(first[site], again[site]) for site in first)
