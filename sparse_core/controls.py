@@ -16,6 +16,7 @@ is ``*``, is muted by a solo of anything less, and by a density of 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -108,6 +109,10 @@ class Weight:
     value: float
     operation: Literal["set", "scale"] = "set"
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"A weight is {self.value}; expected a finite number.")
+
     def apply(self, state: State, dictionary: SparseDictionary) -> State:
         def change(site: SiteState, selected: Tensor) -> SiteState:
             value = self.value if self.operation == "set" else site.weight * self.value
@@ -170,6 +175,8 @@ class Curve:
             raise ValueError(f"A schedule runs from {self.start} to {self.end}; expected 0 <= start <= end <= 1.")
         if not self.values:
             raise ValueError("A schedule has no keyframes; expected at least one value.")
+        if not all(map(math.isfinite, self.values)):
+            raise ValueError(f"A schedule has the keyframes {self.values}; expected finite numbers.")
 
     @classmethod
     def named(cls, name: str, start: float, end: float, keyframes: str = "1") -> Curve:

@@ -137,7 +137,9 @@ def projection_sites(names: Iterable[str], layers: Sequence[Layer]) -> dict[str,
     transformers: dict[str, list[tuple[int, int]]] = {}
     for match in matches:
         transformers.setdefault(match[1], []).append((int(match[2] or 0), int(match[3])))
-    numbers = {stage: {place: n for n, place in enumerate(sorted(set(places)))} for stage, places in transformers.items()}
+    numbers = {
+        stage: {place: n for n, place in enumerate(sorted(set(places)))} for stage, places in transformers.items()
+    }
     indices = {layer.name: index for index, layer in enumerate(layers)}
     sites = {}
     for match in matches:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -74,8 +75,9 @@ def _from_checkpoint(path: Path, config: Path | None) -> Pipeline:
     config = config or _cached_configuration(path, kind)
     try:
         return kind.from_single_file(str(path), config=str(config), local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{path.name} does not fit the configuration in {config}: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SingleFileComponentError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{path.name} does not fit the configuration in {config}: {reason}") from error
 
 
 def _kind_of(path: Path) -> type[Pipeline]:

@@ -529,9 +529,7 @@ class Run:
         up = module.up[acting].mT.expand(len(z), -1, -1)  # (rows, d_out, m)
         return torch.baddbmm(y.flatten(2), up, z.mT.to(y.dtype)).view_as(y)
 
-    def _coverage(
-        self, name: str, regions: Mapping[int | None, slice], z: Tensor, grid: tuple[int, int]
-    ) -> Tensor:
+    def _coverage(self, name: str, regions: Mapping[int | None, slice], z: Tensor, grid: tuple[int, int]) -> Tensor:
         """(rows or 1, places, m): how far each of a module's updates acts at each place."""
         if self.rows is None or z.shape[:2] != (len(self.rows.pictures), grid[0] * grid[1]):
             raise MaskPlacementError(

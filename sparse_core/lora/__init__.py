@@ -70,9 +70,7 @@ class ImportedLora:
         return "\n".join(lines)
 
 
-def load_lora(
-    path: str | os.PathLike, layers: Sequence[Layer], modules: Mapping[str, tuple[int, ...]]
-) -> ImportedLora:
+def load_lora(path: str | os.PathLike, layers: Sequence[Layer], modules: Mapping[str, tuple[int, ...]]) -> ImportedLora:
     """Reads a LoRA for a model.
 
     :param layers: the model's attentions.
@@ -97,7 +95,9 @@ def load_lora(
     norms = {name: update.squared_norm for name, update in updates.items()}
     total = sum(norms.values())
     if not total:
-        raise LoraFileError(f"{path.name} changes nothing in the model: all its updates are zero or for a text encoder.")
+        raise LoraFileError(
+            f"{path.name} changes nothing in the model: all its updates are zero or for a text encoder."
+        )
     sites, rest = {}, {}
     for name, norm in sorted(norms.items()):
         shares["attention" if name in of_projection else _part(name)] += norm / total

@@ -12,7 +12,10 @@ from ..modules import original_names
 
 ROLES = (
     (re.compile(r"(.+)\.lora_(down|up|mid)\.weight"), {}),  # kohya, LyCORIS, ComfyUI
-    (re.compile(r"(.+)\.lora_(A|B)(?:\.[^.]+)?(?:\.weight)?"), {"A": "down", "B": "up"}),  # peft, with or without its name
+    (
+        re.compile(r"(.+)\.lora_(A|B)(?:\.[^.]+)?(?:\.weight)?"),
+        {"A": "down", "B": "up"},
+    ),  # peft, with or without its name
     (re.compile(r"(.+)[._]lora(?:_linear_layer)?\.(down|up)\.weight"), {}),  # diffusers before peft
     (re.compile(r"(.+?)(?:_lora)?\.(alpha)"), {}),
     (re.compile(r"(.+)\.hada_(w1_a|w1_b|w2_a|w2_b|t1|t2)"), {}),
@@ -30,7 +33,9 @@ FOREIGN = {
 }
 """Algorithms that are no low-rank update of one weight, by the tensor names that give them away."""
 
-TEXT_ENCODER = re.compile(r"(base_model\.model\.)?(lora_te\d?_|lora_prior_te_|text_encoder(_\d)?\.|text_encoders\.|te\d\.)")
+TEXT_ENCODER = re.compile(
+    r"(base_model\.model\.)?(lora_te\d?_|lora_prior_te_|text_encoder(_\d)?\.|text_encoders\.|te\d\.)"
+)
 PREFIXES = re.compile(r"(base_model_model_)?(lora_unet_|lycoris_|unet_|model_diffusion_model_|diffusion_model_)?")
 """What may stand before a module's name, dots replaced by underscores."""
 
@@ -85,7 +90,10 @@ def foreign_algorithm(key: str) -> str | None:
 
 def family_of(tensors: Mapping[str, Tensor]) -> str:
     """What a LoRA file was made for, as far as its names and shapes tell."""
-    if any(re.search(r"double_blocks|single_blocks|joint_blocks|single_transformer_blocks|lora_transformer", k) for k in tensors):
+    if any(
+        re.search(r"double_blocks|single_blocks|joint_blocks|single_transformer_blocks|lora_transformer", k)
+        for k in tensors
+    ):
         return "a transformer model such as Flux or SD3"
     widths = {_width(tensor) for key, tensor in tensors.items() if _reads_text(key)}
     families = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL"}
@@ -111,7 +119,11 @@ def _flat(name: str) -> str:
 
 def _reads_text(key: str) -> bool:
     found = _role(key)
-    return found is not None and found[1] in ("down", "w1_b") and bool(re.search(r"attn2[._](processor\.)?to_[kv]$", found[0]))
+    return (
+        found is not None
+        and found[1] in ("down", "w1_b")
+        and bool(re.search(r"attn2[._](processor\.)?to_[kv]$", found[0]))
+    )
 
 
 def _width(tensor: Tensor) -> int:

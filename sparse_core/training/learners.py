@@ -104,7 +104,9 @@ class DictionaryLearner:
         means the same in every model."""
         directions = self.dictionary.sites[site].directions
         scale = y.detach().float().square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-        penalty = self.settings.sparsity * group_norm(z[~self._prior], directions)
+        penalty = y.new_zeros(())
+        if not bool(self._prior.all()):
+            penalty = penalty + self.settings.sparsity * group_norm(z[~self._prior], directions)
         if self.settings.selective and bool(self._prior.any()):
             moved = z[self._prior].abs().flatten(0, -2).mean(dim=0)  # (m,)
             penalty = penalty + self.settings.selective * (moved * directions.norm(dim=1)).sum()

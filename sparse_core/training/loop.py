@@ -80,7 +80,7 @@ class Trainer:
         self.parameters = learner.parameters()
         self.optimiser = torch.optim.Adam(rates(learner), betas=(0.9, 0.99))
         self.peaks = [group["lr"] for group in self.optimiser.param_groups]
-        self.mean = {name: tensor.detach().clone() for name, tensor in self.parameters.items()} if settings.ema else {}
+        self.mean = {name: torch.zeros_like(t) for name, t in self.parameters.items()} if settings.ema else {}
         self.step = 0
         self.losses: list[float] = []
         self.held_out: list[float] = []
@@ -149,7 +149,7 @@ class Trainer:
     def use_mean(self) -> None:
         """Puts the running mean of the weights in their place, corrected for its start."""
         for name, mean in self.mean.items():
-            self.parameters[name].copy_(mean)
+            self.parameters[name].copy_(mean / (1 - self.settings.ema**self.step))
 
     def _forget(self, rows: list[tuple[str, int]]) -> None:
         for name, row in rows:
