@@ -6,15 +6,19 @@ from pathlib import Path
 
 import folder_paths
 
+from ..sparse_core.demo.shipped import DICTIONARIES, LORAS
 from ..sparse_core.files import SUFFIX
 
 FOLDER = "sparse_dictionaries"
 
 
 def register() -> None:
-    """Adds ``models/sparse_dictionaries`` and the output folder of the same name, beside what the user has configured."""
+    """Adds ``models/sparse_dictionaries`` and the output folder of the same name, beside what the user has configured, and
+    what comes with the pack for the demo model."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir, FOLDER)))
     folder_paths.add_model_folder_path(FOLDER, str(output_folder()))
+    folder_paths.add_model_folder_path(FOLDER, str(DICTIONARIES))
+    folder_paths.add_model_folder_path("loras", str(LORAS))
     folder_paths.folder_names_and_paths[FOLDER][1].add(SUFFIX)
 
 
