@@ -104,13 +104,13 @@ def test_train_save_load_apply_gives_a_picture_that_shows_what_was_learnt(server
     assert history["status"]["status_str"] == "success"
     assert set(history["outputs"]) == {saved, *shown.values()}
 
-    file = server.dictionaries / "friends" / "whole_way_00001.safetensors"
+    file = server.dictionaries / "friends" / "whole_way_00001_.safetensors"
     assert load_dictionary(file).metadata["training"]["steps"] == 6
 
     # The file gives the picture that the dictionary in memory gave, but for float16 on disk.
     graph = Graph()
     demo = prompts.demo(graph)
-    loaded = graph.add("SparseAtoms_Load", name="friends/whole_way_00001.safetensors")
+    loaded = graph.add("SparseAtoms_Load", name="friends/whole_way_00001_.safetensors")
     sampler = prompts.sample(graph, apply(graph, demo[0], loaded[0])[0], demo)
     picture = graph.add("PreviewImage", images=graph.add("VAEDecode", samples=sampler[0], vae=demo[2])[0])
     again = server.client.pictures(run(server, graph), picture)[0]
@@ -127,7 +127,7 @@ def test_training_on_lists_of_pictures_and_captions(server: Server) -> None:
     saved = graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix="lists")
     result = run(server, graph)
     assert len([node for node in result.executed if node == trained]) == 1
-    assert result.outputs[saved]["text"] == ["Saved as lists_00001.safetensors"]
+    assert result.outputs[saved]["text"] == ["Saved as lists_00001_.safetensors"]
 
 
 def test_a_cancelled_training_is_saved_and_the_graph_goes_on(server: Server) -> None:
@@ -141,7 +141,7 @@ def test_a_cancelled_training_is_saved_and_the_graph_goes_on(server: Server) -> 
     assert not result.error
     assert latents in result.outputs
     kept = load_dictionary(next(server.dictionaries.glob("cancelled robot_cancelled_*.safetensors")))
-    went_on = load_dictionary(server.dictionaries / "after_cancel_00001.safetensors")
+    went_on = load_dictionary(server.dictionaries / "after_cancel_00001_.safetensors")
     for dictionary in (kept, went_on):
         assert 3 <= dictionary.metadata["training"]["steps"] < 5000
         assert any(atoms.directions.any() for atoms in dictionary.sites.values())
@@ -309,7 +309,7 @@ def test_the_source_model_is_unchanged_beside_its_patched_copy(server: Server, d
 
 
 def lora_file(server: Server, name: str) -> str:
-    """A small random LoRA on the demo model's attention, with diffusers' key names."""
+    """A small random LoRA on the demo model's attention, with kohya's key names."""
     generator = torch.Generator().manual_seed(2)
     tensors = {}
     for layer in demo_layers():
@@ -318,9 +318,9 @@ def lora_file(server: Server, name: str) -> str:
             stage, f"up_blocks.{int(number) // 2}.attentions.{int(number) % 2}"
         )
         d_in, d_out = layer.shape("v")
-        key = f"unet.{block}.transformer_blocks.{depth}.{attention}.to_v"
-        tensors[f"{key}.lora_A.weight"] = 0.3 * torch.randn(4, d_in, generator=generator)
-        tensors[f"{key}.lora_B.weight"] = 0.3 * torch.randn(d_out, 4, generator=generator)
+        key = f"lora_unet_{block}_transformer_blocks_{depth}_{attention}_to_v".replace(".", "_")
+        tensors[f"{key}.lora_down.weight"] = 0.3 * torch.randn(4, d_in, generator=generator)
+        tensors[f"{key}.lora_up.weight"] = 0.3 * torch.randn(d_out, 4, generator=generator)
     path = server.base / "models" / "loras" / name
     path.parent.mkdir(exist_ok=True)
     save_file(tensors, path)
