@@ -401,9 +401,8 @@ def _join(parts: list[_Piece]) -> _Joined:
     region = torch.cat([part.region for part in parts])
     order = torch.arange(len(able))[able]
     order = order[region[order].sort(stable=True).indices]
-    region = region[order]
     refs = [AtomRef(part.adapter, j) for part in parts for j in range(len(part.atoms))]
-    as_stored = len(order) == len(able) and bool((order == torch.arange(len(order))).all())
+    as_stored = torch.equal(order, torch.arange(len(able)))
 
     def gather(tensors: list[Tensor]) -> Tensor:
         joined = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
@@ -413,9 +412,9 @@ def _join(parts: list[_Piece]) -> _Joined:
     weight = gather([part.weight for part in parts])
     neutral = bool((weight == 1).all())
     directions = fields["directions"] if neutral else fields["directions"] * weight[:, None].to(fields["directions"])
-    starts = [i for i in range(len(region)) if i == 0 or region[i] != region[i - 1]]
-    ends = [*starts[1:], len(region)]
-    regions = {None if region[a] == WHOLE else int(region[a]): slice(a, b) for a, b in zip(starts, ends, strict=True)}
+    regions, start = {}, 0
+    for place, atoms in groupby(region[order].tolist()):
+        regions[None if place == WHOLE else place] = slice(start, start := start + len(list(atoms)))
     return _Joined(
         atoms=Atoms(**fields),
         normalise=gather([torch.full_like(part.weight, float(part.atoms.normalise)) for part in parts]),
@@ -573,12 +572,10 @@ class LayerRun:
         """What was read (rows, tokens, d_in) and its coefficients as encoded (rows, tokens, m)."""
         self.z: dict[Projection, Tensor] = {}
         """The same after schedules and prompt choice."""
-        if layer.query is not None:
-            self._encode(layer.query, x, layer.query.slices)
-        if layer.context is not None:
-            self._encode(layer.context, context, layer.context.slices)
-            if value is not context and "v" in layer.context.slices:
-                self._encode(layer.context, value, ("v",))
+        read = {"q": x, "k": context, "v": value}  # three names of one tensor in self-attention, unless patches part them
+        for coder in filter(None, (layer.query, layer.context)):
+            for source in {id(read[p]): read[p] for p in coder.slices}.values():
+                self._encode(coder, source, [p for p in coder.slices if read[p] is source])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention, *, any_queries: bool = True) -> Tensor:
         """The attention over updated projections: (rows, tokens, inner).

@@ -195,7 +195,7 @@ class Wrapper:
             if plan.acts:
                 note = options.get(KEY)
                 observers = [w.observer for w in team for _ in w.stack]
-                run = Run(plan, call_rows(x, options, note), call_progress(plan, options, note), observers)
+                run = Run(plan, call_rows(plan, x, options, note), call_progress(plan, options, note), observers)
                 options = _Patches(run, index).around(options)
                 with updating(plan, modules, lambda: run):
                     return executor(x, timesteps, context, y, control, options, **kwargs)
@@ -205,7 +205,7 @@ class Wrapper:
         self, team: Sequence[Wrapper], unet: torch.nn.Module, device: torch.device, dtype: torch.dtype
     ) -> _Compiled:
         """What all wrappers of a call amount to, kept for the next."""
-        key = (*map(id, team), id(unet), device, dtype)
+        key = (*team, unet, device, dtype)  # the objects themselves: an id may come back for another
         if key not in self._compiled:
             layers = list_layers(unet)
             plan = compile_plan([adapter for wrapper in team for adapter in wrapper.stack], list(layers.values()))
@@ -237,13 +237,17 @@ def call_progress(plan: Plan, options: dict, note: Note | None) -> float:
     return progress_of(note.sampling, options["sigmas"])
 
 
-def call_rows(x: Tensor, options: dict, note: Note | None) -> Rows:
-    """What the rows of this model call are. A batch is a list of conditionings, each over all pictures."""
+def call_rows(plan: Plan, x: Tensor, options: dict, note: Note | None) -> Rows:
+    """What the rows of this model call are. A batch is a list of conditionings, each over all pictures.
+
+    :raises MaskPlacementError: a mask is set, but the call sees an unknown part of the picture.
+    """
     conditionings = options.get("cond_or_uncond") or [0]
     pictures = x.shape[0] // len(conditionings)
     height, width = x.shape[-2:]
     uuids = options.get("uuids") or [None] * len(conditionings)
-    picture, areas = ((height, width), {}) if note is None else (note.picture, note.areas)
+    known = note is not None and plan.masks
+    picture, areas = (note.picture, note.areas) if known else ((height, width), {})
     crops = []
     for uuid in uuids:
         area = areas.get(uuid)
@@ -251,7 +255,7 @@ def call_rows(x: Tensor, options: dict, note: Note | None) -> Rows:
         if area is None and picture != (height, width):
             raise MaskPlacementError(
                 f"This model call sees {height} x {width} latent pixels of a picture of {picture[0]} x {picture[1]}, and "
-                "nothing says which: another patch tiles the picture. Remove it or the atoms."
+                "nothing says which: another patch tiles the picture. Remove it or the masks on atoms."
             )
         crops += [Crop(picture, top, left, height, width)] * pictures
     return Rows(
