@@ -1,0 +1,178 @@
+"""Text alignment, likeness and drift of sparse dictionaries and their peers on unseen artwork.
+
+    python -m benchmarks.quality             everything, about six hours on two CPU cores
+    python -m benchmarks.quality --quick     few concepts and methods, half an hour
+    python -m benchmarks.quality --sprites FOLDER --methods ours,lora --out DIR     your own RGBA PNGs
+    python -m benchmarks.quality --tune --methods lora     learning rates and steps, on the development half
+
+Every figure is kept as soon as it is measured: a run that was stopped goes on where it was. A change of code, settings
+or model measures anew what depends on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparse_core.demo.model import bundled_path
+
+from ..cells import Cells
+from ..machine import versions
+from . import report
+from .concepts import CONCEPTS, HALVES, STYLES_OF_HALF, Task, sprite_files, tasks
+from .methods import CONTROLS, METHODS, OURS, Method, Point, density_points, named
+from .summary import gain_kept, looks, summary
+from .table import Keys, Setup, Unit, fill
+from .tuning import tune
+
+HERE = Path(__file__).parent
+DENSITIES = (0.5, 0.25, 0.1)
+TUNED_ON = 2
+"""Development concepts that the tuning looks at."""
+
+
+class Tier(NamedTuple):
+    """How much is measured."""
+
+    concepts: dict[str, int]
+    """Per half."""
+    styles: bool
+    methods: tuple[str, ...]
+    controls: tuple[str, ...]
+    seeds: tuple[int, ...]
+    strengths: tuple[float, ...]
+    prompts: int
+    unrelated: int
+
+
+WHOLE = Tier(
+    concepts={"dev": 4, "held_out": 4},
+    styles=True,
+    methods=tuple(METHODS),
+    controls=tuple(CONTROLS),
+    seeds=(0, 1),
+    strengths=(0.5, 0.75, 1.0, 1.25),
+    prompts=40,
+    unrelated=30,
+)
+QUICK = Tier(
+    concepts={"dev": 1, "held_out": 2},
+    styles=False,
+    methods=(OURS, "LoRA", "Adapter"),
+    controls=(),
+    seeds=(0,),
+    strengths=(0.5, 1.0, 1.5),
+    prompts=24,
+    unrelated=12,
+)
+
+
+def choose_tasks(tier: Tier, sprites: Path | None) -> list[Task]:
+    """What is taught: a person's own sprites, or both halves' concepts and styles."""
+    if sprites:
+        return tasks({"held_out": [path.stem for path in sprite_files(sprites)]}, {})
+    concepts = {half: CONCEPTS[half][: tier.concepts[half]] for half in HALVES}
+    return tasks(concepts, STYLES_OF_HALF if tier.styles else {})
+
+
+def units(chosen: Sequence[Task], tier: Tier, methods: Sequence[Method], controls: Sequence[Method]) -> list[Unit]:
+    """All work, so ordered that a table of all methods is there early and gets more certain. Controls are tried on the
+    development half with one seed."""
+    strengths = tuple(Point(strength) for strength in tier.strengths)
+    made = []
+    for seed in tier.seeds:
+        for task in chosen:
+            made += [Unit(task, seed, m, (*strengths, *density_points(m, DENSITIES))) for m in methods]
+            if task.half == "dev" and seed == tier.seeds[0]:
+                made += [Unit(task, seed, method, strengths) for method in controls]
+    return made
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "benchmarks.quality", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    cores = os.cpu_count() or 1
+    parser.add_argument("--quick", action="store_true", help="the half-hour tier")
+    parser.add_argument("--tune", action="store_true", help="search settings on the development half, keep a log")
+    parser.add_argument("--sprites", type=Path, metavar="FOLDER", help="teach these RGBA PNGs instead")
+    parser.add_argument("--methods", metavar="NAMES", help="such as ours,lora,dora,loha,adapter,ti (default: all)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="how many (default: 2, quick: 1)")
+    parser.add_argument("--prompts", type=int, metavar="N", help="for each concept (default: 40, quick: 24)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of training, for all methods (default: each its own)")
+    parser.add_argument("--recogniser-steps", type=int, default=Setup.recogniser_steps, metavar="N")
+    parser.add_argument(
+        "--workers", type=int, default=min(2, cores), metavar="N", help="processes (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="of each process (default: its share of the cores)")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="(default: the bundled demo model)")
+    parser.add_argument("--second-base", type=Path, metavar="FOLDER", help="another model: do the presets transfer?")
+    parser.add_argument("--art", type=Path, metavar="ICONS_JSON", help="(default: $SPARSE_ATOMS_ART or node_modules)")
+    parser.add_argument(
+        "--out", type=Path, default=HERE.parent / "results", metavar="FOLDER", help="(default: benchmarks/results)"
+    )
+    parser.add_argument("--cache", type=Path, default=HERE.parent / "cache" / "quality", metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    options.threads = options.threads or max(1, cores // options.workers)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures what is missing, then writes the report of all that is there."""
+    options = read_arguments(arguments)
+    tier = QUICK if options.quick else WHOLE
+    tier = tier._replace(
+        seeds=tuple(range(options.seeds)) if options.seeds else tier.seeds, prompts=options.prompts or tier.prompts
+    )
+    chosen = choose_tasks(tier, options.sprites)
+    methods = named(options.methods.split(",") if options.methods else list(tier.methods))
+    controls = [] if options.methods or options.sprites else named(list(tier.controls))
+    if options.steps:
+        methods, controls = (
+            [replace(m, settings=replace(m.settings, steps=options.steps)) for m in some]
+            for some in (methods, controls)
+        )
+    setup = Setup(
+        model=options.model or bundled_path(),
+        cache=options.cache,
+        tasks=tuple(chosen),
+        art=options.art,
+        sprites=options.sprites,
+        prompts=tier.prompts,
+        unrelated=tier.unrelated,
+        recogniser_steps=options.recogniser_steps,
+    )
+    if options.tune:
+        subjects = [task for task in chosen if task.half == "dev" and task.kind == "concept"][:TUNED_ON]
+        log = options.out / "quality-tuning.jsonl"
+        tune(setup, subjects, methods, tier.seeds[0], options.workers, options.threads, log)
+        return
+    work = units(chosen, tier, methods, controls)
+    found = measured(setup, work, options)
+    if options.second_base:
+        again = [unit for unit in work if unit.task.half == "held_out" and unit.method.name in METHODS]
+        second = measured(replace(setup, model=options.second_base), again, options)["held_out"]
+        found["second_base"] = {**second, "gain_kept": gain_kept(found["held_out"], second)}
+    found |= {
+        "seeds": list(tier.seeds),
+        "versions": versions("torch", "diffusers", "peft", "transformers", "numpy"),
+        "sampling": setup.sampling(),
+    }
+    report.write(found, options.out)
+    print(report.as_markdown(found))
+
+
+def measured(setup: Setup, work: Sequence[Unit], options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of both halves, once everything missing is measured."""
+    fill(setup, work, options.workers, options.threads)
+    found = looks(Keys(setup), Cells(setup.cache, {"table": "quality"}), work)
+    return {half: summary(found, half) for half in reversed(HALVES)}
+
+
+if __name__ == "__main__":
+    main()

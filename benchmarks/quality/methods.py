@@ -1,0 +1,263 @@
+"""The methods that are compared: how each is set up, trained, kept and put to work again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sparse_core.analysis.importance import measure, with_importance
+from sparse_core.controls import Keep, SparseAdapter
+from sparse_core.dictionary import Atoms, SparseDictionary
+from sparse_core.files import write_atomically
+from sparse_core.layers import Site
+from sparse_core.lora.algorithms import orthogonal_atoms
+from sparse_core.modules import LowRank, projection_sites
+from sparse_core.training import Example, TrainingSettings
+from sparse_core.training.learners import DictionaryLearner, Learner, initial_dictionary
+
+from .concepts import WORD
+from .peers import StandInLearner, bottlenecks, peft_layers
+from .words import NoLearner, PromptedHost, WordLearner
+
+OURS = "sparse dictionary"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of teaching, with its tuned settings."""
+
+    name: str
+    family: str
+    """A key of `LEARNERS`, or ``dictionary``."""
+    settings: TrainingSettings = field(default_factory=TrainingSettings)
+    word_rate: float = 1e-2
+    """Learning rate of the word's embedding."""
+    size: float = 1.0
+    """Number of parameters, relative to the dictionary's."""
+
+
+class Point(NamedTuple):
+    """Where the sliders stand."""
+
+    strength: float = 1.0
+    density: float = 1.0
+    by: str = "importance"
+    """What the density slider keeps: the most important atoms, or random ones."""
+
+
+class Taught(NamedTuple):
+    """What a training leaves."""
+
+    tensors: dict[str, Tensor]
+    """By name; ``word`` is the embedding."""
+    active_share: float | None = None
+    """Share of coefficients that are not zero, of a dictionary."""
+
+    def parameters(self) -> int:
+        """Values that act on a picture; the word's, the same for all methods, aside."""
+        return sum(t.numel() for name, t in self.tensors.items() if name != WordLearner.NAME and _acts(name))
+
+    def save(self, path: Path) -> int:
+        """Writes a file, whole or not at all, and returns its bytes."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save({name: tensor.contiguous() for name, tensor in self.tensors.items()}))
+        return os.stat(path).st_size
+
+    @classmethod
+    def load(cls, path: Path) -> Taught:
+        """The other way round; the share is not in the file."""
+        return cls(load_file(path))
+
+
+def _acts(name: str) -> bool:
+    return not name.endswith(".importance")
+
+
+# ---------------------------------------------------------------------------------------------------------- setting up
+
+
+def _lora(host: PromptedHost, method: Method, rank: int) -> Learner:
+    from peft import LoraConfig
+
+    config = LoraConfig(r=rank, lora_alpha=rank, use_dora=method.family == "dora")
+    return StandInLearner(host, peft_layers(host, config), method.settings.learning_rate)
+
+
+def _loha(host: PromptedHost, method: Method, rank: int) -> Learner:
+    from peft import LoHaConfig
+
+    return StandInLearner(host, peft_layers(host, LoHaConfig(r=rank, alpha=rank)), method.settings.learning_rate)
+
+
+def _adapter(host: PromptedHost, method: Method, rank: int) -> Learner:
+    return StandInLearner(host, bottlenecks(host, rank), method.settings.learning_rate)
+
+
+LEARNERS: dict[str, Callable[[PromptedHost, Method, int], Learner]] = {
+    "lora": _lora,
+    "dora": _lora,
+    "loha": _loha,
+    "adapter": _adapter,
+}
+"""Peers by family; each has a rank that its number of parameters follows in a straight line."""
+
+
+def budget(host: PromptedHost) -> int:
+    """Parameters of a dictionary of the default size, which peers get too."""
+    return initial_dictionary(host.layers, TrainingSettings()).parameters()
+
+
+def rank_within(host: PromptedHost, method: Method, parameters: int) -> int:
+    """The rank at which a peer comes closest to a number of parameters."""
+    one, two = (_count(LEARNERS[method.family](host, method, rank)) for rank in (1, 2))
+    return max(1, round(1 + (parameters - one) / (two - one)))
+
+
+def _count(learner: Learner) -> int:
+    return sum(tensor.numel() for tensor in learner.parameters().values())
+
+
+def new_learner(host: PromptedHost, method: Method, seed: int) -> WordLearner:
+    """The method at its start, which changes nothing, with the word's embedding."""
+    torch.manual_seed(seed)  # peft draws from torch's own generator
+    settings = replace(method.settings, seed=seed)
+    if method.family == "dictionary":
+        learner: Learner = DictionaryLearner(host, settings)
+    elif method.family == "word":
+        learner = NoLearner()
+    else:
+        rank = rank_within(host, method, round(method.size * budget(host)))
+        torch.manual_seed(seed)
+        learner = LEARNERS[method.family](host, method, rank)
+    return WordLearner(learner, host.embedding(WORD), method.word_rate)
+
+
+def keep(host: PromptedHost, learner: WordLearner, lessons: list[Example], seed: int) -> Taught:
+    """What is to be kept of a trained learner."""
+    word = {WordLearner.NAME: learner.row.detach().clone()}
+    if isinstance(learner.method, DictionaryLearner):
+        with host.spoken(WORD, learner.row):
+            measured = measure(host, learner.method.snapshot(), lessons, seed=seed)
+        dictionary = with_importance(learner.method.snapshot(), measured)
+        return Taught({**_flat(dictionary), **word}, measured.active_share())
+    return Taught({**{name: tensor.detach().clone() for name, tensor in learner.method.parameters().items()}, **word})
+
+
+def _flat(dictionary: SparseDictionary) -> dict[str, Tensor]:
+    return {f"{site}.{name}": t for site, atoms in dictionary.sites.items() for name, t in atoms.tensors().items()}
+
+
+# --------------------------------------------------------------------------------------------------------- put to work
+
+
+@contextmanager
+def at_work(host: PromptedHost, method: Method, taught: Taught, point: Point) -> Iterator[None]:
+    """The host as it was taught, sliders as the point says. The word moves with the strength, for all methods alike."""
+    base = host.embedding(WORD)
+    with ExitStack() as undo, torch.no_grad():
+        undo.enter_context(host.spoken(WORD, torch.lerp(base, taught.tensors[WordLearner.NAME], point.strength)))
+        if method.family == "dictionary" or point.density < 1:
+            dictionary = _dictionary(host, taught) if method.family == "dictionary" else svd(host, taught)
+            kept = Keep(point.density, by=point.by)  # type: ignore[arg-type]
+            adapter = SparseAdapter(dictionary).with_controls(kept).at_strength(point.strength)
+            undo.enter_context(host.patched([adapter]))
+        elif method.family != "word":
+            learner = new_learner(host, method, seed=0).method
+            for name, tensor in learner.parameters().items():
+                tensor.copy_(taught.tensors[name])
+            undo.enter_context(learner.at_work(strength=point.strength))  # type: ignore[call-arg]
+        yield
+
+
+def _dictionary(host: PromptedHost, taught: Taught) -> SparseDictionary:
+    """The dictionary that `_flat` took apart."""
+    sites: dict[Site, dict[str, Tensor]] = {}
+    for key, tensor in taught.tensors.items():
+        if key != WordLearner.NAME:
+            layer, projection, name = key.removeprefix("L").split(".")
+            sites.setdefault(Site(int(layer), projection), {})[name] = tensor  # type: ignore[arg-type]
+    return SparseDictionary(host.layers, {site: Atoms(**fields) for site, fields in sites.items()})
+
+
+def svd(host: PromptedHost, taught: Taught) -> SparseDictionary:
+    """A trained LoRA by its singular values, so that keeping the largest cuts it as well as any cut of its weights can."""
+    factors: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in taught.tensors.items():
+        if ".lora_" in key:
+            module, _, part = key.partition(".lora_")
+            factors.setdefault(module, {})[part[0]] = tensor
+    of_projection: Mapping[str, Site] = projection_sites(factors, host.layers)
+    sites = {
+        of_projection[module]: orthogonal_atoms(LowRank(parts["A"], parts["B"].T)) for module, parts in factors.items()
+    }
+    return SparseDictionary(host.layers, sites)
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+
+def peer(name: str, family: str, rate: float, size: float = 1.0) -> Method:
+    """A method that is no dictionary, at its learning rate."""
+    return Method(name, family, TrainingSettings(learning_rate=rate), size=size)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(OURS, "dictionary"),
+        peer("LoRA", "lora", 2e-3),
+        peer("LoRA, half the rank", "lora", 2e-3, 0.5),
+        peer("LoRA, a quarter of the rank", "lora", 2e-3, 0.25),
+        peer("DoRA", "dora", 2e-3),
+        peer("LoHa", "loha", 4e-3),
+        peer("Adapter", "adapter", 2e-3),
+        Method("textual inversion", "word"),
+    )
+}
+"""What is compared on both halves."""
+CONTROLS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("dense", "dictionary", TrainingSettings(threshold=0.0)),
+        Method("no group term", "dictionary", TrainingSettings(sparsity=0.0)),
+        Method("selective", "dictionary", TrainingSettings(selective=1e-3)),
+    )
+}
+"""What shows which part of the method does what, on the development half."""
+SHORT_NAMES = {
+    "ours": OURS,
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "loha": "LoHa",
+    "adapter": "Adapter",
+    "ti": "textual inversion",
+}
+"""Names for the command line, beside the full ones."""
+PEERS_OF_EQUAL_SIZE = ("LoRA", "DoRA", "LoHa", "Adapter")
+
+
+def named(names: list[str]) -> list[Method]:
+    """
+    :raises ValueError: there is no such method.
+    """
+    known = METHODS | CONTROLS
+    full = [SHORT_NAMES.get(name, name) for name in names]
+    if missing := [name for name in full if name not in known]:
+        raise ValueError(f"There is no method {missing[0]!r}; expected some of {', '.join([*SHORT_NAMES, *known])}.")
+    return [known[name] for name in full]
+
+
+def density_points(method: Method, densities: tuple[float, ...]) -> list[Point]:
+    """Where the density slider is tried: with random removal for comparison, and as the SVD cut of a LoRA."""
+    below = [density for density in densities if density < 1]
+    if method.name == OURS:
+        return [Point(1.0, density, by) for density in below for by in ("importance", "random")]
+    return [Point(1.0, density) for density in below] if method.name == "LoRA" else []

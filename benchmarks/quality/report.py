@@ -1,0 +1,121 @@
+"""The figures as files: ``quality.json``, ``quality.md`` and pictures of the curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..tables import table
+from .concepts import HALVES
+from .methods import OURS
+
+TITLES = {"dev": "Development half", "held_out": "Held-out half"}
+
+
+def write(report: Mapping[str, Any], out: Path) -> None:
+    """Writes all files."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / "quality.md").write_text(as_markdown(report))
+    for half in HALVES:
+        if report.get(half, {}).get("methods"):
+            draw_curves(report[half], out / f"quality-{half}.png")
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """Everything a reader compares, in tables."""
+    known = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    parts = [
+        "# Quality",
+        "Each method learns a thing from a few pictures that share one scene and one companion, then answers prompts that "
+        "ask for other scenes, places, sizes, styles and companions. *Text*: share of the asked attributes that the demo "
+        "model's judge sees. *Likeness*: mean of a recogniser's certainty and of how close the pixels come to the right "
+        "answer. *Drift*: grey levels by which pictures move whose prompts don't name what was taught. *Hypervolume*: the "
+        "area under a method's curve of text against likeness over its sliders, beyond the text of lessons learnt by heart "
+        "and the likeness of the untaught base; 95 % bootstrap interval over trainings and prompts. Made by "
+        "`make bench-quality`.",
+        f"Seeds {', '.join(map(str, report['seeds']))}. {known}.",
+    ]
+    for half in HALVES:
+        if report.get(half, {}).get("methods"):
+            parts += [f"## {TITLES[half]}", *_half(report[half], f"quality-{half}.png")]
+    if "second_base" in report:
+        kept = report["second_base"]["gain_kept"]
+        said = "not known" if kept is None else f"{kept:.0%}"
+        parts += [
+            "## A second base model",
+            f"Share of the lead over the best peer that is kept without tuning: {said}.",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _half(figures: Mapping[str, Any], picture: str) -> list[str]:
+    header = [
+        "method",
+        "parameters",
+        "hypervolume",
+        "interval",
+        "likeness gain at text ≥ .95",
+        "the same at .95 of the base's",
+    ]
+    header += ["drift at equal likeness", "unchanged", "training, s", "sampling, x base"]
+    rows = [
+        [
+            name,
+            f["params"],
+            f["hypervolume"][1],
+            f"{f['hypervolume'][0]:.3f} to {f['hypervolume'][2]:.3f}",
+            f["likeness_at_text_95"],
+            f["likeness_at_text_95_of_base"],
+            f["drift_at_equal_likeness"],
+            f["unchanged"],
+            f["training_seconds"],
+            f["sampling_overhead"],
+        ]
+        for name, f in figures["methods"].items()
+    ]
+    parts = [table(header, rows), f"![Text alignment against likeness]({picture})", "### The ends of the scales"]
+    parts.append(
+        table(
+            ["pictures", "text", "likeness"], [[n, f["text"], f["likeness"]] for n, f in figures["reference"].items()]
+        )
+    )
+    if "density" in figures:
+        parts += ["### Atoms removed", _density_table(figures)]
+        parts.append(f"{figures['active_share']:.1%} of the coefficients are not zero.")
+    return parts
+
+
+def _density_table(figures: Mapping[str, Any]) -> str:
+    kinds = {"by importance": "density", "at random": "random_removal", "LoRA cut by SVD": "svd_cut"}
+    kinds = {title: key for title, key in kinds.items() if figures.get(key)}
+    densities = dict.fromkeys(density for key in kinds.values() for density in figures[key])
+    rows = []
+    for density in densities:
+        cells = [figures[key].get(density, {}) for key in kinds.values()]
+        rows.append([f"{float(density):.0%}", *(cell.get(score) for cell in cells for score in ("text", "likeness"))])
+    return table(["kept", *(f"{title}: {score}" for title in kinds for score in ("text", "likeness"))], rows)
+
+
+def draw_curves(figures: Mapping[str, Any], path: Path) -> None:
+    """Text alignment against likeness, a curve for each method over its strength."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    for name, values in figures["methods"].items():
+        points = [p for p in values["points"] if p["density"] == 1]
+        style = {"linewidth": 3, "zorder": 3} if name == OURS else {"linewidth": 1.2}
+        axes.plot([p["likeness"] for p in points], [p["text"] for p in points], marker="o", label=name, **style)
+    base = figures["reference"]["base"]
+    axes.plot(base["likeness"], base["text"], "k*", markersize=12, label="base")
+    axes.set_xlabel("likeness")
+    axes.set_ylabel("text alignment")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

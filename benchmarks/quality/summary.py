@@ -1,0 +1,170 @@
+"""From the table of cells to the figures that are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..cells import Cells
+from .concepts import Half, Task
+from .curves import best_likeness, bootstrap, cost_at, hypervolume, likeness, text
+from .methods import OURS, PEERS_OF_EQUAL_SIZE, Point
+from .table import Keys, Unit, complete
+
+ALIGNED = 0.95
+"""Text alignment at which methods are compared."""
+COMMON_LIKENESS = 0.9
+"""Drift is compared at this share of the likeness that both ours and LoRA reach."""
+ANCHORS = (OURS, "LoRA")
+
+
+class Look(NamedTuple):
+    """One training with everything that was measured of it."""
+
+    unit: Unit
+    training: dict[str, Any]
+    points: dict[Point, dict[str, Any]]
+    reference: dict[str, Any]
+
+    def curve(self, chosen: np.ndarray | slice = slice(None)) -> list[tuple[float, float]]:
+        """(text, likeness) of every point that a user's sliders reach, over chosen prompts."""
+        return [
+            (text(scores, chosen), likeness(scores, chosen))
+            for point, scores in self.points.items()
+            if point.by == "importance"
+        ]
+
+    def hypervolume(self, chosen: np.ndarray | slice = slice(None)) -> float:
+        """Of the curve, from the text alignment of lessons learnt by heart and the likeness of the untaught base."""
+        corner = text(self.reference["overfitted"]), likeness(self.reference["base"])
+        return hypervolume(self.curve(chosen), corner)
+
+
+def looks(keys: Keys, cells: Cells, units: Iterable[Unit]) -> list[Look]:
+    """All units that are measured to the end."""
+    return [
+        Look(
+            unit,
+            cells[keys.training(unit)],
+            {point: cells[keys.point(unit, point)] for point in unit.points},
+            cells[keys.reference(unit.task)],
+        )
+        for unit in units
+        if complete(keys, cells, unit)
+    ]
+
+
+def summary(found: Sequence[Look], half: Half) -> dict[str, Any]:
+    """The figures of one half."""
+    of_half = [look for look in found if look.unit.task.half == half]
+    names = dict.fromkeys(look.unit.method.name for look in of_half)
+    of_method = {name: [look for look in of_half if look.unit.method.name == name] for name in names}
+    common = _common_likeness(of_method)
+    result: dict[str, Any] = {
+        "methods": {name: _method(mine, common) for name, mine in of_method.items()},
+        "reference": _references(of_half),
+        "trainings": len(of_half),
+    }
+    if OURS in of_method:
+        ours = of_method[OURS]
+        result["density"] = _densities(ours, "importance")
+        result["random_removal"] = _densities(ours, "random")
+        result["active_share"] = float(np.mean([look.training["active_share"] for look in ours]))
+        result["hypervolume_over_best_peer"] = _over_best_peer(result["methods"])
+    if "LoRA" in of_method:
+        result["svd_cut"] = _densities(of_method["LoRA"], "importance")
+    return result
+
+
+def _method(mine: Sequence[Look], common: float | None) -> dict[str, Any]:
+    """Figures of one method over its trainings."""
+    strengths = [point for point in mine[0].points if point.density == 1]
+    averages = {point: average(mine, point) for point in mine[0].points}
+    aligned = [(a["text"], a["likeness"]) for point, a in averages.items() if point.by == "importance"]
+    base_text, base_likeness = (mean(score(look.reference["base"]) for look in mine) for score in (text, likeness))
+
+    def gain(threshold: float) -> float | None:
+        best = best_likeness(aligned, threshold)
+        return None if best is None else best - base_likeness
+
+    drifts = [(averages[point]["likeness"], averages[point]["drift"]) for point in strengths]
+    whole = averages.get(Point(), {})
+    return {
+        "hypervolume": bootstrap(
+            lambda drawn: mean(mine[t].hypervolume(prompts) for t, prompts in drawn),
+            [len(look.reference["base"]["hits"]) for look in mine],
+            seed=0,
+        ),
+        "likeness_at_text_95": gain(ALIGNED),
+        "likeness_at_text_95_of_base": gain(ALIGNED * base_text),
+        "drift_at_equal_likeness": None if common is None else cost_at(drifts, common),
+        "unchanged": whole.get("unchanged"),
+        "params": round(mean(look.training["parameters"] for look in mine)),
+        "bytes": round(mean(look.training["bytes"] for look in mine)),
+        "training_seconds": mean(look.training["seconds"] for look in mine),
+        "sampling_overhead": mean(
+            np.median([scores["seconds"] for scores in look.points.values()]) / look.reference["seconds"]
+            for look in mine
+        ),
+        "points": [{**point._asdict(), **figures} for point, figures in averages.items()],
+    }
+
+
+def average(mine: Sequence[Look], point: Point) -> dict[str, float]:
+    """Scores of one point over all trainings."""
+    cells = [look.points[point] for look in mine]
+    return {
+        "text": mean(map(text, cells)),
+        "likeness": mean(map(likeness, cells)),
+        "drift": mean(mean(cell["drift"]) for cell in cells),
+        "unchanged": mean(mean(cell["unchanged"]) for cell in cells),
+    }
+
+
+def _common_likeness(of_method: dict[str, list[Look]]) -> float | None:
+    """The likeness at which drifts are compared, or None where one of the two is missing."""
+    if not all(name in of_method for name in ANCHORS):
+        return None
+    reached = [
+        max(average(of_method[name], p)["likeness"] for p in of_method[name][0].points if p.density == 1)
+        for name in ANCHORS
+    ]
+    return COMMON_LIKENESS * min(reached)
+
+
+def _densities(mine: Sequence[Look], by: str) -> dict[str, dict[str, float]]:
+    points = [p for p in mine[0].points if p.strength == 1 and (p.by == by or p.density == 1)]
+    return {
+        str(float(p.density)): {k: v for k, v in average(mine, p).items() if k in ("text", "likeness")} for p in points
+    }
+
+
+def _references(found: Sequence[Look]) -> dict[str, dict[str, float]]:
+    """What the ends of the scales score, over the tasks."""
+    by_task: dict[Task, dict[str, Any]] = {look.unit.task: look.reference for look in found}
+    return {
+        name: {
+            score.__name__: mean(score(reference[name]) for reference in by_task.values()) for score in (text, likeness)
+        }
+        for name in ("base", "right", "wrong", "overfitted")
+        if by_task
+    }
+
+
+def _over_best_peer(methods: dict[str, dict[str, Any]]) -> float | None:
+    peers = [methods[name]["hypervolume"][1] for name in PEERS_OF_EQUAL_SIZE if name in methods]
+    return methods[OURS]["hypervolume"][1] / max(peers) if peers and max(peers) > 0 else None
+
+
+def gain_kept(first: dict[str, Any], second: dict[str, Any]) -> float | None:
+    """How much of the lead over the best peer a second base keeps, with the same presets: lead is what the ratio of
+    hypervolumes has above 1."""
+    before, after = first.get("hypervolume_over_best_peer"), second.get("hypervolume_over_best_peer")
+    return None if before is None or after is None or before == 1 else (after - 1) / (before - 1)
+
+
+def mean(values: Iterable[float]) -> float:
+    """Arithmetic mean as a plain number."""
+    return float(np.mean(list(values)))
