@@ -1,0 +1,372 @@
+"""The quality benchmark: its figures, what its cells depend on, and that peers play by the same rules."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+from benchmarks.cells import Cells
+from benchmarks.quality import table
+from benchmarks.quality.__main__ import QUICK, WHOLE, choose_tasks, read_arguments, units
+from benchmarks.quality.concepts import (
+    CONCEPTS,
+    HALVES,
+    STYLES_OF_HALF,
+    WORD,
+    lesson_scenes,
+    prior_prompts,
+    questions,
+    tasks,
+    unrelated,
+)
+from benchmarks.quality.curves import best_likeness, bootstrap, cost_at, hypervolume
+from benchmarks.quality.methods import (
+    CONTROLS,
+    METHODS,
+    OURS,
+    Method,
+    Point,
+    Taught,
+    at_work,
+    budget,
+    density_points,
+    keep,
+    named,
+    new_learner,
+)
+from benchmarks.quality.scores import distance
+from benchmarks.quality.table import Keys, Setup, Unit, complete
+from benchmarks.quality.words import PromptedHost
+from sparse_core.demo.model import bundled_path, load_pipeline
+from sparse_core.training import Example
+from sparse_core.training.loop import Trainer
+
+ALL = tasks({half: CONCEPTS[half][:4] for half in HALVES}, STYLES_OF_HALF)
+
+
+def _has_model() -> bool:
+    try:
+        return bundled_path().is_dir()
+    except FileNotFoundError:
+        return False
+
+
+needs_model = pytest.mark.skipif(not _has_model(), reason="the demo model's weights are missing")
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+@pytest.mark.parametrize(
+    ("points", "area"),
+    [
+        ([], 0.0),
+        ([(1.0, 1.0)], 1.0),
+        ([(0.5, 0.5)], 0.25),
+        ([(1.0, 0.5), (0.5, 1.0)], 0.75),
+        ([(1.0, 0.5), (0.5, 1.0), (0.4, 0.4)], 0.75),  # a dominated point adds nothing
+        ([(1.0, 0.5), (1.0, 0.3), (0.5, 1.0)], 0.75),
+    ],
+)
+def test_hypervolume_of_known_curves(points: list[tuple[float, float]], area: float) -> None:
+    assert hypervolume(points, (0.0, 0.0)) == pytest.approx(area)
+
+
+def test_hypervolume_starts_at_its_reference() -> None:
+    assert hypervolume([(0.9, 0.6), (0.4, 0.9), (0.8, 0.05)], (0.5, 0.1)) == pytest.approx(0.4 * 0.5)
+
+
+def test_hypervolume_never_falls_with_more_points() -> None:
+    rng = np.random.default_rng(0)
+    points = [tuple(p) for p in rng.random((12, 2)).tolist()]
+    areas = [hypervolume(points[:n], (0.2, 0.1)) for n in range(len(points) + 1)]
+    assert areas == sorted(areas)
+
+
+def test_best_likeness_looks_at_well_aligned_points_only() -> None:
+    points = [(0.99, 0.3), (0.95, 0.5), (0.94, 0.9)]
+    assert best_likeness(points, 0.95) == 0.5
+    assert best_likeness(points, 1.0) is None
+
+
+def test_cost_lies_on_the_line_between_neighbours() -> None:
+    points = [(0.2, 1.0), (0.6, 5.0), (0.5, 9.0)]
+    assert cost_at(points, 0.4) == pytest.approx(3.0)
+    assert cost_at(points, 0.1) == 1.0
+    assert cost_at(points, 0.7) is None
+
+
+def test_bootstrap_brackets_the_mean_and_is_repeatable() -> None:
+    values = [np.random.default_rng(t).random(30) for t in range(5)]
+
+    def mean(drawn) -> float:
+        return float(np.mean([values[t][prompts].mean() for t, prompts in drawn]))
+
+    low, middle, high = bootstrap(mean, [30] * 5, seed=0)
+    assert low < middle < high
+    assert middle == pytest.approx(np.mean(values))
+    assert bootstrap(mean, [30] * 5, seed=0) == [low, middle, high]
+
+
+def test_distance_forgives_a_small_shift_and_ignores_what_is_outside() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    mask = np.zeros((32, 32), np.float32)
+    mask[8:24, 8:24] = 1
+    assert distance(np.roll(truth, (2, -4), (0, 1)), truth, mask) == 0
+    outside = np.where(np.pad(mask[4:28, 4:28], 4)[..., None] > 0, truth, 255 - truth)
+    outside[2:30, 2:30] = truth[2:30, 2:30]
+    assert distance(outside.astype(np.uint8), truth, mask) == 0
+    assert distance(255 - truth, truth, mask) > 30
+
+
+# -------------------------------------------------------------------------------------------------------------- prompts
+
+
+def test_halves_share_no_concept_and_no_prompt() -> None:
+    assert not set(CONCEPTS["dev"]) & set(CONCEPTS["held_out"])
+    asked = {half: {a.prompt for t in ALL if t.half == half for a in questions(t, 40)} for half in HALVES}
+    assert not asked["dev"] & asked["held_out"]
+    elsewhere = {half: {a.prompt for a in unrelated(half, 30)} for half in HALVES}
+    assert not elsewhere["dev"] & elsewhere["held_out"]
+
+
+@pytest.mark.parametrize("task", ALL, ids=lambda task: task.name)
+def test_every_concept_is_asked_for_in_forty_different_ways(task: table.Task) -> None:
+    asked = questions(task, 40)
+    assert len({a.prompt for a in asked}) == 40
+    assert all(WORD in a.prompt for a in asked)
+    scenes = {a.scene.scene for a in asked}
+    assert len(scenes) > 3
+    if task.kind == "concept":
+        assert any(a.negative for a in asked)
+        assert any(len(a.scene.things) == 2 for a in asked)
+        assert all(task.companion.word not in a.prompt.split() for a in asked)
+
+
+@pytest.mark.parametrize("task", ALL, ids=lambda task: task.name)
+def test_lessons_share_scene_and_companion(task: table.Task) -> None:
+    scenes = lesson_scenes(task)
+    assert 4 <= len(scenes) <= 6
+    assert {scene.scene for scene in scenes} == {task.scene}
+    assert all(any(t.word == task.companion.word for t in scene.things) for scene in scenes)
+
+
+def test_prompts_that_are_kept_are_not_those_that_are_scored() -> None:
+    for half in HALVES:
+        kept, scored = prior_prompts(half, 16), {a.prompt for a in unrelated(half, 30)}
+        assert len(set(kept)) == 16
+        assert not set(kept) & scored
+        assert not any(WORD in prompt for prompt in (*kept, *scored))
+
+
+# ---------------------------------------------------------------------------------------------------------------- cells
+
+
+def unit(**changes) -> Unit:
+    return Unit(ALL[0], 0, METHODS[OURS], (Point(), Point(0.5)))._replace(**changes)
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    """A run on a model of three small files."""
+    for part in ("unet", "vae", "text_encoder", "judge"):
+        (tmp_path / "model" / part).mkdir(parents=True)
+        (tmp_path / "model" / part / "weights.safetensors").write_bytes(part.encode())
+    return Setup(tmp_path / "model", tmp_path / "cache", tuple(ALL))
+
+
+def test_a_training_depends_on_what_goes_into_it(setup: Setup) -> None:
+    before = Keys(setup).training(unit())
+    slower = replace(METHODS[OURS], settings=replace(METHODS[OURS].settings, learning_rate=1e-3))
+    others = [unit(task=ALL[1]), unit(seed=1), unit(method=slower), unit(method=METHODS["LoRA"])]
+    assert len({before, *(Keys(setup).training(other) for other in others)}) == 5
+    (setup.model / "unet" / "weights.safetensors").write_bytes(b"another")
+    assert Keys(setup).training(unit()) != before
+
+
+def test_a_training_does_not_depend_on_how_it_is_looked_at(setup: Setup) -> None:
+    other = replace(setup, prompts=10, unrelated=5, cache=setup.cache / "elsewhere")
+    assert Keys(other).training(unit(points=())) == Keys(setup).training(unit())
+
+
+def test_a_point_depends_on_its_sliders_the_prompts_and_the_judge(setup: Setup) -> None:
+    points = [Point(), Point(0.5), Point(1.0, 0.5), Point(1.0, 0.5, "random")]
+    names = {Keys(setup).point(unit(), point) for point in points}
+    names.add(Keys(replace(setup, prompts=10)).point(unit(), Point()))
+    (setup.model / "judge" / "weights.safetensors").write_bytes(b"another")
+    names.add(Keys(setup).point(unit(), Point()))
+    assert len(names) == 6
+
+
+def test_a_killed_run_goes_on_where_it_was(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    class Lab(table.Lab):
+        """One that measures nothing, and is killed at the third look."""
+
+        scorer = None
+        limit = 3
+
+        def __init__(self, setup: Setup) -> None:
+            self.setup, self.keys = setup, Keys(setup)
+            self.cells = Cells(setup.cache, {"table": "quality"})
+
+        def base_pictures(self, half: str) -> None:
+            return None
+
+        def reference(self, task: table.Task) -> None:
+            self.cells[self.keys.reference(task)] = {}
+
+        def _taught(self, unit: Unit) -> Taught:
+            key = self.keys.training(unit)
+            if key not in self.cells:
+                made.append(key)
+                self.cells[key] = {}
+            return Taught({})
+
+        def _look(self, unit: Unit, taught: Taught, point: Point) -> dict:
+            if len(made) >= self.limit + 2:
+                raise KeyboardInterrupt
+            made.append(self.keys.point(unit, point))
+            return {}
+
+    monkeypatch.setattr(table, "Lab", Lab)
+    work = [unit(), unit(seed=1)]
+    with pytest.raises(KeyboardInterrupt):
+        table.fill(setup, work, workers=1, threads=1)
+    keys, cells = Keys(setup), Cells(setup.cache, {"table": "quality"})
+    assert complete(keys, cells, work[0])
+    assert not complete(keys, cells, work[1])
+    Lab.limit = 100
+    table.fill(setup, work, workers=1, threads=1)
+    assert all(complete(keys, cells, one) for one in work)
+    assert len(made) == len(set(made)) == 6  # two trainings and four looks, none of them twice
+
+
+def test_both_tiers_hold_what_is_to_be_shown() -> None:
+    whole = units(choose_tasks(WHOLE, None), WHOLE, named(list(WHOLE.methods)), named(list(WHOLE.controls)))
+    concepts = {u.task.name for u in whole if u.task.kind == "concept"}
+    styles = {u.task.name for u in whole if u.task.kind == "style"}
+    assert len(concepts) >= 8 and len(styles) >= 2
+    assert {u.seed for u in whole} >= {0, 1}
+    assert {u.method.name for u in whole if u.task.half == "held_out"} == set(METHODS)
+    assert {u.method.name for u in whole if u.task.half == "dev"} == set(METHODS | CONTROLS)
+    quick = units(choose_tasks(QUICK, None), QUICK, named(list(QUICK.methods)), [])
+    assert {u.task.half for u in quick} == set(HALVES)
+
+
+def test_command_line_takes_a_persons_own_sprites(tmp_path: Path) -> None:
+    (tmp_path / "me.png").touch()
+    options = read_arguments(["--sprites", str(tmp_path), "--methods", "ours,lora", "--out", str(tmp_path)])
+    assert [m.name for m in named(options.methods.split(","))] == [OURS, "LoRA"]
+    assert [task.name for task in choose_tasks(WHOLE, options.sprites)] == ["me"]
+    with pytest.raises(ValueError, match="There is no method 'loro'"):
+        named(["loro"])
+
+
+# -------------------------------------------------------------------------------------------------------------- methods
+
+
+@pytest.fixture(scope="module")
+def host() -> PromptedHost:
+    return PromptedHost(load_pipeline())
+
+
+def look(host: PromptedHost) -> torch.Tensor:
+    """What the model makes of a prompt with the word, (1, channels, height, width)."""
+    config = host.unet.config
+    noisy = torch.randn(1, config.in_channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return host.denoise(noisy, torch.tensor([0.3]), host.stack_conditions([f"a big {WORD} on the left"]))
+
+
+def trained(host: PromptedHost, method: Method, steps: int = 2) -> Taught:
+    """The method after a few steps on noise."""
+    config = host.unet.config
+    generator = torch.Generator().manual_seed(1)
+    examples = [
+        Example(torch.randn(config.in_channels, 16, 16, generator=generator), prompt, prior=prior)
+        for prompt, prior in ((f"a big {WORD}", False), ("a red cat", True))
+    ]
+    host.pipeline.text_encoder.requires_grad_(False)
+    with host.trainable():
+        learner = new_learner(host, method, 0)
+        for tensor in learner.parameters().values():
+            tensor.requires_grad_()
+        settings = replace(method.settings, steps=steps, batch=2, warm_up=0)
+        trainer = Trainer(host, learner, examples, settings)
+        with host.spoken(WORD, learner.row):
+            while not trainer.finished:
+                trainer.advance()
+    return keep(host, learner, examples[:1], 0)
+
+
+@needs_model
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "textual inversion"])
+def test_peers_have_as_many_parameters(host: PromptedHost, name: str) -> None:
+    method = METHODS[name]
+    learner = new_learner(host, method, 0)
+    count = sum(t.numel() for t in learner.method.parameters().values())
+    assert count == pytest.approx(method.size * budget(host), rel=0.1)
+
+
+@needs_model
+@pytest.mark.parametrize("name", METHODS | CONTROLS)
+def test_a_method_changes_pictures_while_at_work_and_nothing_afterwards(host: PromptedHost, name: str) -> None:
+    method = METHODS.get(name) or CONTROLS[name]
+    before, names = look(host), [n for n, _ in host.unet.named_modules()]
+    weights = {n: t.clone() for part in (host.unet, host.pipeline.text_encoder) for n, t in part.state_dict().items()}
+    taught = trained(host, method)
+    assert torch.equal(look(host), before)
+    with at_work(host, method, taught, Point()):
+        assert not torch.equal(look(host), before)
+    with at_work(host, method, taught, Point(strength=0.0)):
+        torch.testing.assert_close(look(host), before, rtol=0, atol=1e-4)
+    assert torch.equal(look(host), before)
+    assert [n for n, _ in host.unet.named_modules()] == names
+    after = {n: t for part in (host.unet, host.pipeline.text_encoder) for n, t in part.state_dict().items()}
+    assert weights.keys() == after.keys()
+    assert all(torch.equal(weights[n], after[n]) for n in weights)
+
+
+@needs_model
+def test_what_is_taught_survives_its_file(host: PromptedHost, tmp_path: Path) -> None:
+    method = METHODS[OURS]
+    taught = trained(host, method)
+    size = taught.save(tmp_path / "taught.safetensors")
+    again = Taught.load(tmp_path / "taught.safetensors")
+    assert size > 4 * taught.parameters()
+    assert again.parameters() == taught.parameters()
+    pictures = []
+    for one in (taught, again):
+        with at_work(host, method, one, Point(0.75, 0.5)):
+            pictures.append(look(host))
+    assert torch.equal(*pictures)
+
+
+@needs_model
+def test_cutting_a_lora_by_svd_starts_at_the_lora(host: PromptedHost) -> None:
+    method = METHODS["LoRA"]
+    taught = trained(host, method)
+    pictures = []
+    for density in (1.0, 0.999, 0.1):
+        with at_work(host, method, taught, Point(1.0, density)):
+            pictures.append(look(host))
+    torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-3)
+    assert (pictures[2] - pictures[0]).abs().max() > (pictures[1] - pictures[0]).abs().max()
+
+
+def test_density_points_compare_importance_with_chance() -> None:
+    ours = density_points(METHODS[OURS], (0.5, 0.1))
+    assert {(p.density, p.by) for p in ours} == set(itertools.product((0.5, 0.1), ("importance", "random")))
+    assert {p.by for p in density_points(METHODS["LoRA"], (0.5,))} == {"importance"}
+    assert not density_points(METHODS["Adapter"], (0.5,))
