@@ -10,6 +10,7 @@ from .controls import CONTROL_NODES
 from .demo import DemoModel
 from .demo_pictures import DemoPictures
 from .files import AtomInfo, LoadSparseDictionary, SaveSparseDictionary
+from .lora import LoadLoraAsDictionary
 from .train import TrainSparseDictionary
 
 WEB_DIRECTORY = "./web"
@@ -25,6 +26,7 @@ class SparseAtomsExtension(ComfyExtension):
             DemoModel,
             DemoPictures,
             LoadSparseDictionary,
+            LoadLoraAsDictionary,
             SaveSparseDictionary,
             TrainSparseDictionary,
             ApplySparseDictionary,
