@@ -19,8 +19,9 @@ COMFYUI_PYTHON = $(firstword $(wildcard $(COMFYUI_PATH)/venv/bin/python $(COMFYU
 # With a ComfyUI its Python runs the benchmarks, so that both hosts are measured (needs diffusers and peft there).
 FULL_PYTHON = $(if $(wildcard $(COMFYUI_PATH)/main.py),"$(COMFYUI_PYTHON)",$(PYTHON))
 SPEED :=
+QUALITY :=
 
-.PHONY: bench-speed test-fullsize help demo test test-comfyui lint clean
+.PHONY: bench-quality bench-speed test-fullsize help demo test test-comfyui lint clean
 
 help:
 	@sed -n '1,3s/^# *//p' Makefile
@@ -43,6 +44,12 @@ test-comfyui:
 # Hours and gigabytes: not part of make test. Options: make bench-speed SPEED="--quick"
 bench-speed: $(if $(wildcard $(COMFYUI_PATH)/main.py),,$(VENV)/test)
 	COMFYUI_PATH="$(COMFYUI_PATH)" $(FULL_PYTHON) -m benchmarks.speed $(SPEED)
+
+# Hours; goes on where it was stopped. Options: make bench-quality QUALITY="--quick"
+bench-quality: $(VENV)/test
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi
+	@$(PYTHON) -c "import matplotlib" 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check matplotlib
+	$(PYTHON) -m benchmarks.quality $(QUALITY)
 
 test-fullsize:
 	@test -f "$(COMFYUI_PATH)/main.py" || { echo "There is no ComfyUI in $(COMFYUI_PATH). Give its folder: make test-fullsize COMFYUI_PATH=..." >&2; exit 1; }
