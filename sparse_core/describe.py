@@ -57,6 +57,8 @@ def describe(adapter: SparseAdapter, top: int = 20) -> str:
         f"acting: {len(acting)} atoms with {sum(row.importance for row in acting):.0%} of the importance",
         f"controls: {len(adapter.controls)}, masks: {len(state.masks)}, schedules: {len(state.curves)}",
     ]
+    if dictionary.rest:
+        lines.append(f"outside the attentions: {len(dictionary.rest)} modules of a LoRA, under controls of all atoms")
     lines += [f"mask {i + 1}: covers {float(mask.mean()):.0%} of the picture" for i, mask in enumerate(state.masks)]
     lines += ["", "| atom | label | importance | weight | mask | schedule | prompt |", "|---|---|---|---|---|---|---|"]
     for row in rows[:top]:
