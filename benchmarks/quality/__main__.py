@@ -24,7 +24,8 @@ from ..cells import Cells
 from ..machine import versions
 from . import report
 from .concepts import CONCEPTS, HALVES, STYLES_OF_HALF, Task, sprite_files, tasks
-from .methods import CONTROLS, METHODS, OURS, Method, Point, density_points, named
+from .methods import Method, Point
+from .presets import CONTROLS, METHODS, OURS, density_points, named
 from .summary import gain_kept, looks, summary
 from .table import Keys, Setup, Unit, fill
 from .tuning import tune

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +27,6 @@ from sparse_core.training.learners import DictionaryLearner, Learner, initial_di
 from .concepts import WORD
 from .peers import StandInLearner, bottlenecks, peft_layers
 from .words import NoLearner, PromptedHost, WordLearner
-
-OURS = "sparse dictionary"
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,7 @@ def budget(host: PromptedHost) -> int:
     return initial_dictionary(host.layers, TrainingSettings()).parameters()
 
 
+@lru_cache
 def rank_within(host: PromptedHost, method: Method, parameters: int) -> int:
     """The rank at which a peer comes closest to a number of parameters."""
     one, two = (_count(LEARNERS[method.family](host, method, rank)) for rank in (1, 2))
@@ -199,65 +199,3 @@ def svd(host: PromptedHost, taught: Taught) -> SparseDictionary:
         of_projection[module]: orthogonal_atoms(LowRank(parts["A"], parts["B"].T)) for module, parts in factors.items()
     }
     return SparseDictionary(host.layers, sites)
-
-
-# ------------------------------------------------------------------------------------------------------------ the table
-
-
-def peer(name: str, family: str, rate: float, size: float = 1.0) -> Method:
-    """A method that is no dictionary, at its learning rate."""
-    return Method(name, family, TrainingSettings(learning_rate=rate), size=size)
-
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(OURS, "dictionary"),
-        peer("LoRA", "lora", 2e-3),
-        peer("LoRA, half the rank", "lora", 2e-3, 0.5),
-        peer("LoRA, a quarter of the rank", "lora", 2e-3, 0.25),
-        peer("DoRA", "dora", 2e-3),
-        peer("LoHa", "loha", 4e-3),
-        peer("Adapter", "adapter", 2e-3),
-        Method("textual inversion", "word"),
-    )
-}
-"""What is compared on both halves."""
-CONTROLS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method("dense", "dictionary", TrainingSettings(threshold=0.0)),
-        Method("no group term", "dictionary", TrainingSettings(sparsity=0.0)),
-        Method("selective", "dictionary", TrainingSettings(selective=1e-3)),
-    )
-}
-"""What shows which part of the method does what, on the development half."""
-SHORT_NAMES = {
-    "ours": OURS,
-    "lora": "LoRA",
-    "dora": "DoRA",
-    "loha": "LoHa",
-    "adapter": "Adapter",
-    "ti": "textual inversion",
-}
-"""Names for the command line, beside the full ones."""
-PEERS_OF_EQUAL_SIZE = ("LoRA", "DoRA", "LoHa", "Adapter")
-
-
-def named(names: list[str]) -> list[Method]:
-    """
-    :raises ValueError: there is no such method.
-    """
-    known = METHODS | CONTROLS
-    full = [SHORT_NAMES.get(name, name) for name in names]
-    if missing := [name for name in full if name not in known]:
-        raise ValueError(f"There is no method {missing[0]!r}; expected some of {', '.join([*SHORT_NAMES, *known])}.")
-    return [known[name] for name in full]
-
-
-def density_points(method: Method, densities: tuple[float, ...]) -> list[Point]:
-    """Where the density slider is tried: with random removal for comparison, and as the SVD cut of a LoRA."""
-    below = [density for density in densities if density < 1]
-    if method.name == OURS:
-        return [Point(1.0, density, by) for density in below for by in ("importance", "random")]
-    return [Point(1.0, density) for density in below] if method.name == "LoRA" else []

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..tables import table
 from .concepts import HALVES
-from .methods import OURS
+from .presets import OURS
 
 TITLES = {"dev": "Development half", "held_out": "Held-out half"}
 

@@ -10,7 +10,8 @@ import numpy as np
 from ..cells import Cells
 from .concepts import Half, Task
 from .curves import best_likeness, bootstrap, cost_at, hypervolume, likeness, text
-from .methods import OURS, PEERS_OF_EQUAL_SIZE, Point
+from .methods import Point
+from .presets import OURS, PEERS_OF_EQUAL_SIZE
 from .table import Keys, Unit, complete
 
 ALIGNED = 0.95

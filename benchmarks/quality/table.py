@@ -33,7 +33,7 @@ WORLD_SOURCES = [CORE / "demo" / f"{name}.py" for name in ("world", "scenery", "
 METHOD_SOURCES = [CORE / f"{name}.py" for name in ("coding", "controls", "dictionary", "plan", "pictures")]
 METHOD_SOURCES += [CORE / name for name in ("training", "analysis", "lora")]
 METHOD_SOURCES += [CORE / "hosts" / name for name in ("diffusers.py", "updating.py")]
-METHOD_SOURCES += [HERE / f"{name}.py" for name in ("peers", "words", "sampling", "teaching")]
+METHOD_SOURCES += [HERE / f"{name}.py" for name in ("methods", "peers", "words", "sampling", "teaching")]
 SCORE_SOURCES = [CORE / "demo" / "judge.py", HERE / "scores.py", HERE / "recogniser.py"]
 
 NOISE = {"asked": 10_000, "unrelated": 20_000}

@@ -28,20 +28,8 @@ from benchmarks.quality.concepts import (
     unrelated,
 )
 from benchmarks.quality.curves import best_likeness, bootstrap, cost_at, hypervolume
-from benchmarks.quality.methods import (
-    CONTROLS,
-    METHODS,
-    OURS,
-    Method,
-    Point,
-    Taught,
-    at_work,
-    budget,
-    density_points,
-    keep,
-    named,
-    new_learner,
-)
+from benchmarks.quality.methods import Method, Point, Taught, at_work, budget, keep, new_learner
+from benchmarks.quality.presets import CONTROLS, METHODS, OURS, density_points, named
 from benchmarks.quality.scores import distance
 from benchmarks.quality.table import Keys, Setup, Unit, complete
 from benchmarks.quality.words import PromptedHost
