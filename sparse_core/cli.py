@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .analysis.ranking import importance_curve, ranking
 from .controls import SparseAdapter
+from .demo import cli as demo
 from .dictionary import SparseDictionary
 from .files import SUFFIX, load_dictionary, save_dictionary
 from .layers import PROJECTIONS
@@ -42,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: interrupted.", file=sys.stderr)
         return INTERRUPTED
     except torch.OutOfMemoryError:
-        return fail("Out of memory. Use a smaller --batch or --size, or close other programs that use the GPU.")
+        return fail("Out of memory. Use a smaller --size, or close other programs that use the GPU.")
     except ModuleNotFoundError as error:
         return fail(f"The package {error.name} is missing. Install it with: pip install 'sparse-atoms[demo]'")
-    except (ValueError, OSError, MaskPlacementError) as error:
+    except (ValueError, OSError, MemoryError, MaskPlacementError) as error:
         return fail(str(error))
 
 
@@ -354,6 +355,7 @@ def add_demo(commands: argparse._SubParsersAction) -> None:
     make.add_argument("--word", help="what your pictures show")
     make.add_argument("--out", type=Path, default=Path("out/demo"), metavar="FOLDER", help="(default: out/demo)")
     make.set_defaults(run=run_demo_make)
+    demo.add_commands(commands)
 
 
 def run_demo_make(options: argparse.Namespace) -> None:
