@@ -105,7 +105,7 @@ def test_train_save_load_apply_gives_a_picture_that_shows_what_was_learnt(server
     assert set(history["outputs"]) == {saved, *shown.values()}
 
     file = server.dictionaries / "friends" / "whole_way_00001_.safetensors"
-    assert load_dictionary(file).metadata["training"]["steps"] == 6
+    assert load_dictionary(file).metadata["training"]["steps_done"] == 6
 
     # The file gives the picture that the dictionary in memory gave, but for float16 on disk.
     graph = Graph()
@@ -143,7 +143,7 @@ def test_a_cancelled_training_is_saved_and_the_graph_goes_on(server: Server) -> 
     kept = load_dictionary(next(server.dictionaries.glob("cancelled robot_cancelled_*.safetensors")))
     went_on = load_dictionary(server.dictionaries / "after_cancel_00001_.safetensors")
     for dictionary in (kept, went_on):
-        assert 3 <= dictionary.metadata["training"]["steps"] < 5000
+        assert 3 <= dictionary.metadata["training"]["steps_done"] < 5000
         assert any(atoms.directions.any() for atoms in dictionary.sites.values())
 
 
