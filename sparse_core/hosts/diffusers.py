@@ -55,6 +55,12 @@ class DiffusersHost:
         self._direct = False
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the UNet computes in. Its own ``dtype`` walks through all weights: milliseconds in every step."""
+        stored = self.unet.conv_in.weight.dtype
+        return stored if stored.itemsize > 1 else self.unet.dtype
+
+    @property
     def guided(self) -> bool:
         """Whether a UNet call holds every picture twice: with the negative prompt, then with the positive."""
         return not self._direct and self.pipeline.do_classifier_free_guidance
@@ -80,7 +86,7 @@ class DiffusersHost:
         signal = self.signal[timestep][:, None, None, None]
         self._direct = True
         try:
-            output = self.unet(noisy.to(self.unet.dtype), timestep, condition.text, added_cond_kwargs=condition.added)
+            output = self.unet(noisy.to(self.dtype), timestep, condition.text, added_cond_kwargs=condition.added)
         finally:
             self._direct = False
         output = output.sample.float()
@@ -119,9 +125,9 @@ class DiffusersHost:
 
         :raises ValueError: an attention runs a processor of another package.
         """
-        plan = compile_plan(stack, self.layers).to(self.device, self.unet.dtype)
+        plan = compile_plan(stack, self.layers).to(self.device, self.dtype)
         state = _State()
-        modules = dict(self.unet.named_modules())
+        modules = dict(self.unet.named_modules()) if plan.modules else {}
         check_modules(plan, modules)
         with ExitStack() as undo:
             if plan.acts:

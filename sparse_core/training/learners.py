@@ -71,10 +71,14 @@ class DictionaryLearner:
         self.dictionary = initial.map(lambda atoms: atoms.map(lambda tensor: tensor.to(host.device)))
         for tensor in self.parameters().values():
             tensor.requires_grad_()
-        self.fired = {site: torch.zeros(len(a), dtype=torch.bool) for site, a in self.dictionary.sites.items()}
+        self.adapter = SparseAdapter(self.dictionary)
+        self.fired = {
+            site: torch.zeros(len(a), dtype=torch.bool, device=host.device) for site, a in self.dictionary.sites.items()
+        }
         self.reseeded = 0
         self._inputs: dict[Site, Tensor] = {}
-        self._prior = torch.zeros(0, dtype=torch.bool)
+        self._to_keep = self._to_learn = torch.zeros(0, dtype=torch.long)
+        """Rows of the batch with prior pictures and with others."""
         self._penalty: Tensor | float = 0.0
 
     def parameters(self) -> dict[str, Tensor]:
@@ -96,23 +100,24 @@ class DictionaryLearner:
 
     def at_work(self, prior: Tensor) -> AbstractContextManager[None]:
         """See `Learner`."""
-        self._prior, self._penalty = prior, 0.0
-        return self.host.patched([SparseAdapter(self.dictionary)], self)
+        self._to_keep, self._to_learn = prior.nonzero()[:, 0], (~prior).nonzero()[:, 0]
+        self._penalty = 0.0
+        return self.host.patched([self.adapter], self)
 
     def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor) -> None:
         """See `Observer`: sums the penalty, each site relative to the rms of the feature it updates, so that a weight
         means the same in every model."""
         directions = self.dictionary.sites[site].directions
-        scale = y.detach().float().square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-        penalty = y.new_zeros(())
-        if not bool(self._prior.all()):
-            penalty = penalty + self.settings.sparsity * group_norm(z[~self._prior], directions)
-        if self.settings.selective and bool(self._prior.any()):
-            moved = z[self._prior].abs().flatten(0, -2).mean(dim=0)  # (m,)
-            penalty = penalty + self.settings.selective * (moved * directions.norm(dim=1)).sum()
-        self._penalty = self._penalty + penalty / scale
+        rms = torch.linalg.vector_norm(y.detach(), dtype=torch.float32) / y.numel() ** 0.5
+        scale = rms.clamp(min=torch.finfo(torch.float32).tiny)
+        if len(self._to_learn):
+            learnt = z[self._to_learn] if len(self._to_keep) else z
+            self._penalty = self._penalty + self.settings.sparsity * group_norm(learnt, directions) / scale
+        if self.settings.selective and len(self._to_keep):
+            moved = z[self._to_keep].abs().flatten(0, -2).mean(dim=0)  # (m,)
+            self._penalty = self._penalty + self.settings.selective * (moved * directions.norm(dim=1)).sum() / scale
         if self.settings.reseed_every:
-            self.fired[site] |= (z.detach() != 0).flatten(0, -2).any(dim=0).cpu()
+            self.fired[site] |= (z.detach() != 0).flatten(0, -2).any(dim=0)
             self._inputs[site] = x.detach()
 
     def penalty(self) -> Tensor | float:
@@ -155,5 +160,8 @@ def _worst_tokens(x: Tensor, error: Tensor, count: int) -> Tensor:
 
 
 def rates(learner: Learner) -> list[dict[str, Any]]:
-    """The learner's tensors as an optimiser's parameter groups."""
-    return [{"params": [tensor], "lr": learner.learning_rate(name)} for name, tensor in learner.parameters().items()]
+    """The learner's tensors as an optimiser's parameter groups, one for each rate."""
+    by_rate: dict[float, list[Tensor]] = {}
+    for name, tensor in learner.parameters().items():
+        by_rate.setdefault(learner.learning_rate(name), []).append(tensor)
+    return [{"params": tensors, "lr": rate} for rate, tensors in by_rate.items()]

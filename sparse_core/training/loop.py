@@ -78,7 +78,7 @@ class Trainer:
         self.examples, self.held_out_examples = examples, held_out
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.parameters = learner.parameters()
-        self.optimiser = torch.optim.Adam(rates(learner), betas=(0.9, 0.99))
+        self.optimiser = torch.optim.Adam(rates(learner), betas=(0.9, 0.99), foreach=True)
         self.peaks = [group["lr"] for group in self.optimiser.param_groups]
         self.mean = {name: torch.zeros_like(t) for name, t in self.parameters.items()} if settings.ema else {}
         self.step = 0
