@@ -67,7 +67,9 @@ def diffusers_unet(kind: Kind, device: torch.device, dtype: torch.dtype, seed: i
 
 def scheduler() -> DDIMScheduler:
     """The noise schedule of both models."""
-    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
 
 
 def use_comfyui(path: Path | None = None) -> Path | None:

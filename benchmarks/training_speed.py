@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -66,16 +68,24 @@ class PeftLearner:
 def against_peft(
     host: DiffusersHost, examples: list[Example], settings: TrainingSettings, repeats: int
 ) -> dict[str, Any]:
-    """Both in turn on one UNet, through one loop. ``ratio`` is ours / theirs."""
-    peer = PeftLearner(host, settings)
-    with host.trainable():
+    """Both in turn, through one loop. ``ratio`` is ours / theirs."""
+    beside = DiffusersHost(sharing_weights(host.pipeline))  # peft's layers slow a UNet down even where they rest
+    peer = PeftLearner(beside, settings)
+    with host.trainable(), beside.trainable():
         for parameter in peer.parameters().values():
             parameter.requires_grad_()
         ours = DictionaryLearner(host, settings)
-        trainers = [Trainer(host, learner, examples, settings) for learner in (peer, ours)]
+        trainers = [Trainer(*pair, examples, settings) for pair in ((beside, peer), (host, ours))]
         result = interleaved(*(timed(trainer, host.device) for trainer in trainers), repeats, host.device)
     numbers = [sum(t.numel() for t in learner.parameters().values()) for learner in (ours, peer)]
     return {**result, "parameters": numbers[0], "peer_parameters": numbers[1]}
+
+
+def sharing_weights(pipeline: Any) -> Any:
+    """What a host reads of a pipeline, around a second UNet of the same tensors."""
+    unet = pipeline.unet
+    unet = deepcopy(unet, {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())})
+    return SimpleNamespace(unet=unet, scheduler=pipeline.scheduler, do_classifier_free_guidance=False)
 
 
 def timed(trainer: Trainer, device: torch.device) -> Callable[[], float]:

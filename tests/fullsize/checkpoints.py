@@ -7,7 +7,6 @@ straight to disk.
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +98,7 @@ def random_values(weights: dict[str, Tensor], seed: int) -> Iterator[tuple[str, 
 def write_configuration(folder: Path, kind: Kind) -> Path:
     """A diffusers folder of the same family without weights, from diffusers' and transformers' own classes."""
     from diffusers import AutoencoderKL
-    from transformers import CLIPTextConfig
+    from transformers import CLIPTextConfig, CLIPTokenizer
 
     with torch.device("meta"):
         autoencoder = AutoencoderKL(
@@ -114,6 +113,8 @@ def write_configuration(folder: Path, kind: Kind) -> Path:
     meta_unet(kind).save_config(folder / "unet")
     autoencoder.save_config(folder / "vae")
     scheduler().save_config(folder / "scheduler")
+    words = Path(comfy.__path__[0], "sd1_tokenizer")
+    tokenizer = CLIPTokenizer(str(words / "vocab.json"), str(words / "merges.txt"), model_max_length=77)
     small = CLIPTextConfig(
         hidden_size=768,
         intermediate_size=3072,
@@ -133,7 +134,7 @@ def write_configuration(folder: Path, kind: Kind) -> Path:
     )
     for name, config in (("text_encoder", small), ("text_encoder_2", large))[: 1 if kind == "sd15" else 2]:
         config.save_pretrained(folder / name)
-        shutil.copytree(Path(comfy.__path__[0], "sd1_tokenizer"), folder / name.replace("text_encoder", "tokenizer"))
+        tokenizer.save_pretrained(folder / name.replace("text_encoder", "tokenizer"))
     (folder / "model_index.json").write_text(json.dumps(index_of(kind)))
     return folder
 
