@@ -93,7 +93,7 @@ def evaluate(art: FluentArt, folder: Path, work: Path, seed: int = 7, count: int
     pipeline = load_pipeline(folder)
     judge = Judge.load(folder / "judge")
     core, _, _ = obedience(pipeline, judge, count, seed, core_share=1.0)
-    further, _, _ = obedience(pipeline, judge, count, seed + 1, core_share=0.0)
+    further, _, _ = obedience(pipeline, judge, count // 2, seed + 1, core_share=0.0)
     parts = {
         name: sum(p.numel() for p in getattr(pipeline, name).parameters()) for name in ("unet", "vae", "text_encoder")
     }
@@ -109,7 +109,7 @@ def evaluate(art: FluentArt, folder: Path, work: Path, seed: int = 7, count: int
         "parameters": parts | {"judge": sum(p.numel() for p in judge.parameters())},
         "megabytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6,
         "sampling": {"scheduler": "DDIM", "steps": STEPS, "guidance": GUIDANCE},
-        "prompts": {"count": count, "seed": seed, "combinations": "never trained"},
+        "prompts": {"core": count, "further": count // 2, "seed": seed, "combinations": "never trained"},
         "accuracy_core": core,
         "accuracy_further": further,
         "accuracy_judge": judge_accuracy(judge, art, 1000, seed + 2),

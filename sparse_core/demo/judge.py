@@ -104,7 +104,7 @@ class Judge(nn.Module):
 
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "judge.json").write_text(json.dumps(self.questions, indent=1) + "\n", encoding="utf-8")
-        weights = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
+        weights = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in self.state_dict().items()}
         save_file(weights, folder / "judge.partial")
         os.replace(folder / "judge.partial", folder / "judge.safetensors")
 
@@ -180,7 +180,7 @@ def _decoded(vae: nn.Module, latents: np.ndarray, noise: float, seed: int) -> np
     return np.concatenate(out)
 
 
-def train_judge(art: Artwork, work: Path, folder: Path, steps: int, seed: int, shards: int = 6) -> None:
+def train_judge(art: Artwork, work: Path, folder: Path, steps: int, seed: int, shards: int = 4) -> None:
     """Train on renders and, half of the time, on the same renders after the autoencoder. Resumes."""
     torch.manual_seed(seed)
     world = World(art)
