@@ -85,7 +85,7 @@ class AtomMask(ControlNode):
             search_aliases=["sparse atoms", "regional lora", "masked lora", "attention mask"],
             inputs=[
                 dictionary_input(),
-                io.Mask.Input("mask", tooltip="White: the atoms show. Black: the picture stays the plain model's."),
+                io.Mask.Input("mask", tooltip="White: the atoms act. Black: they don't."),
                 atoms_input("*", "Which atoms to keep inside the mask; the others still act everywhere."),
             ],
             outputs=[dictionary_output()],
@@ -160,8 +160,7 @@ class KeepTopAtoms(io.ComfyNode):
             node_id="SparseAtoms_Keep",
             display_name="Keep Top Atoms",
             category=CONTROLS,
-            description="Drops the least important atoms. Much of a dictionary can go before the likeness does, and the "
-            "picture follows the prompt better for it.",
+            description="Drops the least important atoms. Much of a dictionary can go before the likeness does.",
             search_aliases=["sparse atoms", "density", "prune"],
             inputs=[
                 dictionary_input(),
@@ -183,7 +182,7 @@ class KeepTopAtoms(io.ComfyNode):
                 io.Combo.Input(
                     "by",
                     options=["importance", "random"],
-                    tooltip="What decides which atoms stay. Random is for comparison: the picture falls apart much sooner.",
+                    tooltip="What decides which atoms stay. Random is for comparison: the likeness goes sooner.",
                 ),
                 io.Int.Input(
                     "seed",

@@ -46,7 +46,7 @@ class TrainSparseDictionary(io.ComfyNode):
                 io.Conditioning.Input(
                     "captions",
                     tooltip="What the pictures show, through CLIP Text Encode: one for each picture, or one for all. Name the "
-                    "new thing by the same rare word each time; what the captions describe besides is not learnt.",
+                    "new thing by the same rare word each time; describe the rest, so that it is held less to the new thing.",
                 ),
                 io.String.Input(
                     "name",
@@ -74,7 +74,7 @@ class TrainSparseDictionary(io.ComfyNode):
                     default=DEFAULTS.batch,
                     min=1,
                     max=64,
-                    tooltip="Pictures per step. More is steadier and slower; does not change what is learnt.",
+                    tooltip="Pictures per step. More learns more steadily and takes longer.",
                 ),
                 io.Int.Input(
                     "atoms",

@@ -120,7 +120,7 @@ def only_here(w: Workflow) -> Node:
     robot = w("SparseAtoms_Load", name="robot.safetensors")
     here = w("SparseAtoms_Mask", dictionary=robot[0], mask=column_mask(w, 0, SIDE // 2)[0])
     model = w("SparseAtoms_Apply", model=demo[0], dictionary=here[0])
-    return saved(w, sampled(w, model[0], demo, "a robot on the left and a robot on the right in the meadow")[0])
+    return saved(w, sampled(w, model[0], demo, "a big robot in the middle in the meadow, picture book")[0])
 
 
 @workflow(
@@ -134,14 +134,14 @@ def single_atoms(w: Workflow) -> Node:
     edited = w("SparseAtoms_Weights", dictionary=robot[0], lines="# one line each\ntop:16 *= 1.3\nmute attn1.q\n")
     told = w("SparseAtoms_Info", dictionary=edited[0])
     models = [w("SparseAtoms_Apply", model=demo[0], dictionary=d) for d in (robot[0], told[0])]
-    prompt = "a big robot on the right on the beach"
+    prompt = "a big robot on the right at the beach"
     return saved(w, stacked(w, [sampled(w, m[0], demo, prompt, batch=2)[0] for m in models]))
 
 
 @workflow(
     "05 Density sheet",
     "The same picture with all atoms, a half, a quarter, a tenth, and none of them. Most atoms can go before the robot does. "
-    "Set **by** to random to see that it matters which.",
+    "Set **by** to random to compare.",
 )
 def density_sheet(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")
@@ -150,7 +150,7 @@ def density_sheet(w: Workflow) -> Node:
     for density in (1.0, 0.5, 0.25, 0.1, 0.0):
         kept = w("SparseAtoms_Keep", dictionary=robot[0], density=density, title=f"Keep {density:.0%}")
         model = w("SparseAtoms_Apply", model=demo[0], dictionary=kept[0])
-        pictures.append(sampled(w, model[0], demo, "a big robot on the left at night", batch=1)[0])
+        pictures.append(sampled(w, model[0], demo, "a big robot on the left in the night", batch=1)[0])
     return saved(w, stacked(w, pictures))
 
 
@@ -210,7 +210,12 @@ def two_in_two_regions(w: Workflow) -> Node:
         loaded = w("SparseAtoms_Load", name=f"{name}.safetensors")
         here = w("SparseAtoms_Mask", dictionary=loaded[0], mask=column_mask(w, x, SIDE // 2)[0], title=f"{name} here")
         model = w("SparseAtoms_Apply", model=model, dictionary=here[0])[0]
-    return saved(w, sampled(w, model, demo, "a robot on the left and an owl on the right in the meadow")[0])
+    return saved(
+        w,
+        sampled(w, model, demo, "a small robot on the left and a small owl on the right in the meadow, picture book")[
+            0
+        ],
+    )
 
 
 @workflow(
@@ -225,7 +230,12 @@ def three_loras(w: Workflow) -> Node:
         lora = w("SparseAtoms_LoadLora", model=demo[0], lora_name=f"sparse_atoms_demo_{name}.safetensors")
         here = w("SparseAtoms_Mask", dictionary=lora[0], mask=column_mask(w, x, width)[0], title=f"{name} here")
         model = w("SparseAtoms_Apply", model=model, dictionary=here[0])[0]
-    return saved(w, sampled(w, model, demo, "a robot on the left and a penguin on the right in the snow")[0])
+    return saved(
+        w,
+        sampled(w, model, demo, "a small robot on the left and a small penguin on the right in the snow, picture book")[
+            0
+        ],
+    )
 
 
 @workflow(
@@ -242,7 +252,7 @@ def less_of_it(w: Workflow) -> Node:
         demo[0],
         w("SparseAtoms_Apply", model=demo[0], dictionary=avoided[0])[0],
     ]
-    prompt = "a big robot in the middle on the beach"
+    prompt = "a big robot in the middle at the beach"
     return saved(w, stacked(w, [sampled(w, m, demo, prompt, batch=2)[0] for m in models]))
 
 

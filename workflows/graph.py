@@ -36,12 +36,20 @@ class Node:
     def __getitem__(self, index: int) -> Slot:
         return Slot(self, index)
 
+    def key(self) -> tuple:
+        """Equal for two nodes that do the same."""
+        values = [(k, (v.node.number, v.index) if isinstance(v, Slot) else v) for k, v in sorted(self.inputs.items())]
+        return self.kind, self.title, values
+
     def specs(self) -> list[tuple[str, str, dict[str, Any]]]:
         """Name, type and options of every input, in the editor's order."""
         found = []
         for part in ("required", "optional"):
             for name, (kind, *options) in self.schema["input"].get(part, {}).items():
-                found.append((name, "COMBO" if isinstance(kind, list) else kind, options[0] if options else {}))
+                settings = options[0] if options else {}
+                if isinstance(kind, list):  # the older way to write a choice
+                    kind, settings = "COMBO", {"options": kind, **settings}
+                found.append((name, kind, settings))
         return found
 
     def is_widget(self, kind: str, options: dict[str, Any]) -> bool:
@@ -51,7 +59,7 @@ class Node:
     def height(self) -> int:
         """What the editor needs to draw it, about."""
         rows = max(len(self.schema["output"]), 1) + TITLE // ROW
-        for _, kind, options in self.specs():
+        for _, _, options in self.specs():
             rows += 5 if options.get("multiline") else 1
             rows += bool(options.get("control_after_generate"))
         preview = 10 if self.kind in ("SaveImage", "PreviewImage") else 6 if self.schema.get("output_node") else 0
@@ -60,7 +68,8 @@ class Node:
 
 @dataclass
 class Workflow:
-    """A workflow under construction. Call it to add a node."""
+    """A workflow under construction. Call it to add a node; what is asked for twice, such as a prompt that several samplers
+    read, is one node."""
 
     name: str
     note: str
@@ -80,6 +89,9 @@ class Workflow:
         if unknown := set(inputs) - {name for name, _, _ in node.specs()}:
             raise ValueError(f"{kind} has no input {', '.join(sorted(unknown))}.")
         node.column = max((value.node.column + 1 for value in inputs.values() if isinstance(value, Slot)), default=0)
+        for known in self.nodes:
+            if known.key() == node.key():
+                return known
         self.nodes.append(node)
         return node
 
@@ -142,13 +154,20 @@ class Workflow:
         }
 
     def _places(self) -> dict[int, list[int]]:
-        """Columns from left to right as the data flows, nodes below each other."""
+        """Columns from left to right as the data flows, nodes below each other. The model comes first; every other node
+        stands just before the first that needs it, so that links are short."""
+        columns: dict[int, int] = {}
+        for node in reversed(self.nodes):
+            readers = [n for n in self.nodes if any(isinstance(v, Slot) and v.node is node for v in n.inputs.values())]
+            columns[node.number] = min((columns[n.number] - 1 for n in readers), default=node.column)
+        columns[self.nodes[0].number] = 0
         heights: dict[int, int] = {}
         places = {}
         for node in self.nodes:
-            y = heights.get(node.column, 0)
-            places[node.number] = [node.column * COLUMN, y]
-            heights[node.column] = y + node.height() + GAP
+            column = columns[node.number]
+            y = heights.get(column, 0)
+            places[node.number] = [column * COLUMN, y]
+            heights[column] = y + node.height() + GAP
         return places
 
     def _note(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class TrainingState:
         if mine != theirs:
             raise ValueError(
                 "The saved training was started with other settings (atoms, sites) or for another model. Use the same "
-                "settings to go on with it, or another name to start anew."
+                "settings to go on with it, or turn resume off to start anew."
             )
 
     def save(self, path: Path) -> None:

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparse_core.addresses import ALL, AddressError, parse_selection
+from sparse_core.addresses import ALL, AddressError, parse_lines, parse_selection
 from sparse_core.controls import (
+    CURVES,
+    KEYFRAMED,
     Conditioning,
     Control,
     Curve,
@@ -26,6 +28,7 @@ from sparse_core.controls import (
     SparseAdapter,
     State,
     Weight,
+    controls_of_lines,
 )
 from sparse_core.dictionary import SparseDictionary
 from sparse_core.layers import Site
@@ -161,6 +164,19 @@ def test_solo_mutes_all_others_and_keeps_the_weight_of_the_selected() -> None:
 def test_a_mute_after_a_solo_leaves_nothing() -> None:
     some = parse_selection("L1.v[2]")
     assert all(value == 0 for row in weights(Solo(some), Weight(some, 0)).values() for value in row)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_weight_that_is_no_number_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=rf"A weight is {value}; expected a finite number"):
+        Weight(ALL, value)
+
+
+def test_address_lines_become_controls_in_their_order() -> None:
+    lines = parse_lines("L0 = 0.5\nL0.q *= 200%\nmute L0.q[0]  # the tail\nsolo L0 | L1")
+    result = weights(*controls_of_lines(lines))
+    assert result["L0.q"] == [0, 1, 1, 1] and result["L0.k"] == [0.5] * 3
+    assert result["L1.q"] == [1] * 4 and result["L2.q"] == [0] * 4
 
 
 # ----------------------------------------------------------------------------------------------------------------- keep
@@ -324,3 +340,37 @@ def test_a_schedule_outside_of_sampling_is_refused(start: float, end: float) -> 
 def test_a_schedule_without_keyframes_is_refused() -> None:
     with pytest.raises(ValueError, match="no keyframes"):
         Curve(values=())
+
+
+def test_a_keyframe_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="finite numbers"):
+        Curve(values=(0.0, math.nan))
+    with pytest.raises(ValueError, match="finite numbers"):
+        Curve.named("keyframes", 0, 1, "0, inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("constant", (1, 1, 1)),
+        ("fade in", (0, 0.25, 1)),
+        ("fade out", (1, 0.75, 0)),
+        ("fade in (smooth)", (0, math.sin(math.pi / 8) ** 2, 1)),
+        ("fade out (smooth)", (1, math.cos(math.pi / 8) ** 2, 0)),
+        ("keyframes", (2, 3, 4)),
+        ("keyframes (steps)", (2, 2, 4)),
+    ],
+)
+def test_curves_by_name(name: str, expected: tuple[float, ...]) -> None:
+    curve = Curve.named(name, 0.2, 0.6, "[2 4, 4]")
+    assert [curve(p) for p in (0.2, 0.3, 0.6)] == pytest.approx(expected, abs=1e-6)
+    assert curve(0.1) == curve(0.7) == 0
+    assert name in {**CURVES, **KEYFRAMED}
+
+
+def test_an_unknown_curve_and_words_for_keyframes_are_refused() -> None:
+    with pytest.raises(ValueError, match="no curve 'wobble'; expected one of constant, "):
+        Curve.named("wobble", 0, 1)
+    for keyframes in ("", "a, b", "1;2"):
+        with pytest.raises(ValueError, match=r"Keyframes are|no keyframes"):
+            Curve.named("keyframes", 0, 1, keyframes)

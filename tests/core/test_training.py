@@ -102,7 +102,7 @@ def test_only_the_sites_asked_for_get_atoms(host: DiffusersHost) -> None:
 
 def test_the_loss_falls(host: DiffusersHost) -> None:
     examples = make_examples(2)
-    learnt = train(host, examples, replace(QUICK, steps=60, batch=4))
+    learnt = train(host, examples, replace(QUICK, steps=40, batch=4))
     assert loss_of(host, learnt, examples) < 0.9 * loss_of(host, None, examples)
 
 
@@ -179,12 +179,25 @@ def test_checkpointing_changes_nothing_but_memory(host: DiffusersHost) -> None:
 
 
 def test_the_group_term_empties_atoms(host: DiffusersHost) -> None:
-    free, sparse = (train(host, make_examples(), replace(QUICK, steps=20, sparsity=s)) for s in (0.0, 1.0))
+    free, sparse = (train(host, make_examples(), replace(QUICK, steps=10, sparsity=s)) for s in (0.0, 1.0))
 
     def total(dictionary: SparseDictionary) -> float:
         return sum(float(atoms.importance.sum()) for atoms in dictionary.sites.values())
 
     assert total(sparse) < 0.5 * total(free)
+
+
+def test_the_running_mean_of_one_step_is_that_step(host: DiffusersHost) -> None:
+    """However slowly it decays: what it starts from has no share in it."""
+    plain, mean = (train(host, make_examples(), replace(QUICK, steps=1, ema=ema)) for ema in (0.0, 0.99))
+    for site, atoms in plain.sites.items():
+        torch.testing.assert_close(mean.sites[site].encoder, atoms.encoder, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(mean.sites[site].directions, atoms.directions, rtol=1e-3, atol=1e-3)
+
+
+def test_pictures_to_keep_alone_can_be_trained_on(host: DiffusersHost) -> None:
+    learnt = train(host, make_examples(prior=True), replace(QUICK, steps=2, selective=0.1))
+    assert math.isfinite(learnt.metadata["training"]["final_loss"])
 
 
 # ------------------------------------------------------------------------------------------------- stopping and resuming
