@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,8 @@ DENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; wrong usage leaves through `SystemExit`, as argparse does it."""
     options = build_parser().parse_args(arguments)
+    # Set before transformers is imported: it warns of torchvision, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:

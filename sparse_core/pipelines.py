@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
-from diffusers.utils import logging
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
+from transformers.utils import logging as transformers_logging
 
 from .demo.model import bundled_path
 
@@ -39,11 +40,12 @@ def load_pipeline(model: Path | None = None, config: Path | None = None) -> Pipe
     model = model or bundled_path()
     if not model.exists():
         raise ModelError(f"There is no model at {model}. Give a diffusers folder or a .safetensors checkpoint.")
+    device = best_device()
     with _quiet():
         pipeline = _from_folder(model) if model.is_dir() else _from_checkpoint(model, config)
+        pipeline.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    device = best_device()
-    return pipeline.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    return pipeline
 
 
 def native_side(pipeline: Pipeline) -> int:
@@ -110,12 +112,15 @@ def _cached_configuration(path: Path, kind: type[Pipeline]) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Loading without diffusers' bars and warnings: it expects a wider autoencoder class than the demo model's."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    """Loading without bars and warnings: diffusers expects a wider autoencoder class than the demo model's."""
+    libraries = diffusers_logging, transformers_logging
+    verbosities = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        for library, verbosity in zip(libraries, verbosities, strict=True):
+            library.set_verbosity(verbosity)
+            library.enable_progress_bar()

@@ -572,7 +572,11 @@ class LayerRun:
         """What was read (rows, tokens, d_in) and its coefficients as encoded (rows, tokens, m)."""
         self.z: dict[Projection, Tensor] = {}
         """The same after schedules and prompt choice."""
-        read = {"q": x, "k": context, "v": value}  # three names of one tensor in self-attention, unless patches part them
+        read = {
+            "q": x,
+            "k": context,
+            "v": value,
+        }  # three names of one tensor in self-attention, unless patches part them
         for coder in filter(None, (layer.query, layer.context)):
             for source in {id(read[p]): read[p] for p in coder.slices}.values():
                 self._encode(coder, source, [p for p in coder.slices if read[p] is source])
