@@ -154,13 +154,13 @@ class Workflow:
         }
 
     def _places(self) -> dict[int, list[int]]:
-        """Columns from left to right as the data flows, nodes below each other. The model comes first; every other node
-        stands just before the first that needs it, so that links are short."""
+        """Columns from left to right as the data flows, nodes below each other. What needs little, such as a prompt, stands
+        just before the first node that reads it, so that links are short."""
         columns: dict[int, int] = {}
         for node in reversed(self.nodes):
             readers = [n for n in self.nodes if any(isinstance(v, Slot) and v.node is node for v in n.inputs.values())]
-            columns[node.number] = min((columns[n.number] - 1 for n in readers), default=node.column)
-        columns[self.nodes[0].number] = 0
+            movable = node.column <= 1 and node is not self.nodes[0] and readers
+            columns[node.number] = min(columns[n.number] for n in readers) - 1 if movable else node.column
         heights: dict[int, int] = {}
         places = {}
         for node in self.nodes:
