@@ -27,7 +27,7 @@ from .report import write_report
 from .training import Progress, TrainingSettings, TrainingStopped, train
 from .training.record import describe
 
-CREATURE, DRAWING = "owl", "owl"
+CREATURE, DRAWING = "fox", "fox-face"
 """The word to teach, free in the demo model's vocabulary, and OpenMoji's name of the drawing."""
 CREDIT = "The creature is drawn by the OpenMoji project (openmoji.org), licence CC BY-SA 4.0."
 SETTINGS = TrainingSettings()
