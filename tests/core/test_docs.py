@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_links_lead_to_files(path: Path) -> None:
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) + re.findall(r'<img[^>]+src="([^"]+)"', text)
     local = [target for target in targets if not re.match(r"[a-z]+:", target)]
-    assert [target for target in local if not (path.parent / target).exists()] == []
+    assert [target for target in local if not (path.parent / unquote(target)).exists()] == []
 
 
 @pytest.mark.parametrize("path", [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"], ids=lambda path: path.name)
