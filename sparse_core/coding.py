@@ -54,11 +54,9 @@ def decode(y: Tensor, z: Tensor, directions: Tensor) -> Tensor:
 
 def group_norm(z: Tensor, directions: Tensor) -> Tensor:
     """``sum_j sqrt(mean_tokens z_j^2) |d_j|``: the group lasso over atoms, which empties whole atoms rather than single
-    coefficients. (..., m), (m, d_out) -> scalar."""
-    root_mean_square = (
-        z.flatten(0, -2).square().mean(dim=0) + 1e-12
-    ).sqrt()  # (m,), smooth at an atom that never fires
-    return (root_mean_square * directions.norm(dim=1)).sum()
+    coefficients. (..., tokens, m), (..., m, d_out) -> (...)."""
+    root_mean_square = (z.square().mean(dim=-2) + 1e-12).sqrt()  # (..., m), smooth at an atom that never fires
+    return (root_mean_square * directions.norm(dim=-1)).sum(dim=-1)
 
 
 def importance(z: Tensor, directions: Tensor, y: Tensor) -> Tensor:

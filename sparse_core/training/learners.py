@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -76,10 +76,10 @@ class DictionaryLearner:
             site: torch.zeros(len(a), dtype=torch.bool, device=host.device) for site, a in self.dictionary.sites.items()
         }
         self.reseeded = 0
-        self._inputs: dict[Site, Tensor] = {}
+        self._seen: dict[Site, _Seen] = {}
+        self._listening = False
         self._to_keep = self._to_learn = torch.zeros(0, dtype=torch.long)
         """Rows of the batch with prior pictures and with others."""
-        self._penalty: Tensor | float = 0.0
 
     def parameters(self) -> dict[str, Tensor]:
         """See `Learner`; names are ``L3.v.encoder`` and the like."""
@@ -101,28 +101,44 @@ class DictionaryLearner:
     def at_work(self, prior: Tensor) -> AbstractContextManager[None]:
         """See `Learner`."""
         self._to_keep, self._to_learn = prior.nonzero()[:, 0], (~prior).nonzero()[:, 0]
-        self._penalty = 0.0
+        self._seen, self._listening = {}, True
         return self.host.patched([self.adapter], self)
 
     def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor) -> None:
-        """See `Observer`: sums the penalty, each site relative to the rms of the feature it updates, so that a weight
-        means the same in every model."""
-        directions = self.dictionary.sites[site].directions
-        rms = torch.linalg.vector_norm(y.detach(), dtype=torch.float32) / y.numel() ** 0.5
-        scale = rms.clamp(min=torch.finfo(torch.float32).tiny)
-        if len(self._to_learn):
-            learnt = z[self._to_learn] if len(self._to_keep) else z
-            self._penalty = self._penalty + self.settings.sparsity * group_norm(learnt, directions) / scale
-        if self.settings.selective and len(self._to_keep):
-            moved = z[self._to_keep].abs().flatten(0, -2).mean(dim=0)  # (m,)
-            self._penalty = self._penalty + self.settings.selective * (moved * directions.norm(dim=1)).sum() / scale
-        if self.settings.reseed_every:
-            self.fired[site] |= (z.detach() != 0).flatten(0, -2).any(dim=0)
-            self._inputs[site] = x.detach()
+        """See `Observer`: keeps what the penalty and the search for silent atoms need."""
+        if self._listening:  # a checkpointed block runs once more in the backward pass
+            rms = torch.linalg.vector_norm(y.detach(), dtype=torch.float32) / y.numel() ** 0.5
+            self._seen[site] = _Seen(x.detach(), z, rms)
 
     def penalty(self) -> Tensor | float:
-        """See `Learner`."""
-        return self._penalty
+        """See `Learner`: each site counts relative to the rms of the feature it updates, so that a weight means the same
+        in every model. Sites of one shape are summed together: a few large operations instead of many small ones."""
+        self._listening = False
+        alike: dict[tuple, list[Site]] = {}
+        for site, seen in self._seen.items():
+            alike.setdefault((seen.z.shape, self.dictionary.sites[site].directions.shape), []).append(site)
+        total: Tensor | float = 0.0
+        for sites in alike.values():
+            z = torch.stack([self._seen[site].z for site in sites])  # (sites, rows, tokens, m)
+            directions = torch.stack([self.dictionary.sites[site].directions for site in sites])  # (sites, m, d_out)
+            rms = torch.stack([self._seen[site].rms for site in sites])
+            total = total + (self._penalties(z, directions) / rms.clamp(min=torch.finfo(torch.float32).tiny)).sum()
+            if self.settings.reseed_every:
+                for site, fired in zip(sites, (z.detach() != 0).flatten(1, 2).any(dim=1), strict=True):
+                    self.fired[site] |= fired
+        self._seen = {site: seen._replace(z=seen.z.detach()) for site, seen in self._seen.items()}
+        return total
+
+    def _penalties(self, z: Tensor, directions: Tensor) -> Tensor:
+        """(sites, rows, tokens, m), (sites, m, d_out) -> (sites,)."""
+        penalties = z.new_zeros(len(z))
+        if len(self._to_learn):
+            learnt = z[:, self._to_learn] if len(self._to_keep) else z
+            penalties = penalties + self.settings.sparsity * group_norm(learnt.flatten(1, 2), directions)
+        if self.settings.selective and len(self._to_keep):
+            moved = z[:, self._to_keep].abs().mean(dim=(1, 2))  # (sites, m)
+            penalties = penalties + self.settings.selective * (moved * directions.norm(dim=2)).sum(dim=1)
+        return penalties
 
     @torch.no_grad()
     def maintain(self, error: Tensor) -> list[tuple[str, int]]:
@@ -131,9 +147,9 @@ class DictionaryLearner:
         for site, fired in self.fired.items():
             silent = (~fired).nonzero()[:, 0].tolist()
             fired.zero_()
-            if not silent or site not in self._inputs:
+            if not silent or site not in self._seen:
                 continue
-            tokens = _worst_tokens(self._inputs[site], error, len(silent))
+            tokens = _worst_tokens(self._seen[site].x, error, len(silent))
             encoder = self.dictionary.sites[site].encoder
             encoder[silent[: len(tokens)]] = F.normalize(tokens.float(), dim=1).to(encoder)
             anew += [(f"{site}.{name}", row) for row in silent[: len(tokens)] for name in self.LEARNT]
@@ -143,6 +159,17 @@ class DictionaryLearner:
     def snapshot(self) -> SparseDictionary:
         """The dictionary as it stands, directions of unit norm."""
         return self.dictionary.map(lambda atoms: atoms.map(lambda t: t.detach().clone()).unit_norm())
+
+
+class _Seen(NamedTuple):
+    """What one site did in the last batch."""
+
+    x: Tensor
+    """(rows, tokens, d_in), what its atoms read."""
+    z: Tensor
+    """(rows, tokens, m), their coefficients."""
+    rms: Tensor
+    """Of the feature they update, a scalar."""
 
 
 def _worst_tokens(x: Tensor, error: Tensor, count: int) -> Tensor:

@@ -183,7 +183,7 @@ def test_group_norm_is_the_sum_over_atoms_of_rms_coefficient_times_length() -> N
     expected = sum(
         math.sqrt(sum(token[j] ** 2 for token in tokens) / len(tokens)) * math.hypot(*d[j].tolist()) for j in range(4)
     )
-    assert float(group_norm(z, d)) == pytest.approx(expected, rel=1e-5)
+    assert float(group_norm(z.flatten(0, 1), d)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_group_norm_has_a_gradient_where_an_atom_never_fires_or_has_no_direction() -> None:
