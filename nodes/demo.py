@@ -19,6 +19,7 @@ from comfy_api.latest import io
 from safetensors.torch import load_file
 
 from ..sparse_core.demo.model import bundled_path
+from ..sparse_core.demo.preview import preview_factors
 from .types import CATEGORY
 
 VOCABULARY_ROWS = 49408
@@ -56,7 +57,7 @@ def load_model(folder: Path) -> ModelPatcher:
     """The UNet of a diffusers folder of the demo model's kind."""
     diffusers_config = _config(folder / "unet")
     config = _DemoConfig(unet_config(diffusers_config))
-    config.latent_format = _latent_format(diffusers_config["in_channels"])
+    config.latent_format = _latent_format(diffusers_config["in_channels"], preview_factors(folder))
     load_device = comfy.model_management.get_torch_device()
     config.set_inference_dtype(torch.float32, None)
     model = BaseModel(config, model_type=ModelType.V_PREDICTION, device=comfy.model_management.unet_offload_device())
@@ -152,9 +153,10 @@ class _DemoConfig(comfy.supported_models.SD15):
     memory_usage_factor = 0.2
 
 
-def _latent_format(channels: int) -> comfy.latent_formats.LatentFormat:
+def _latent_format(channels: int, colours: list[list[float]] | None) -> comfy.latent_formats.LatentFormat:
     latent_format = comfy.latent_formats.LatentFormat()
     latent_format.latent_channels = channels
+    latent_format.latent_rgb_factors = colours
     return latent_format
 
 
