@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
-START_SECONDS = 180
+START_SECONDS = 280
 FOLDERS = ("models", "input", "output", "temp", "user", "custom_nodes")
 
 
