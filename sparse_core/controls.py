@@ -36,6 +36,8 @@ class SiteState:
 
     weight: Tensor
     """(m,) float32."""
+    kept: Tensor
+    """(m,) bool: whether the density leaves the atom in."""
     masks: Tensor
     """(masks, m) bool: which masks of the chain hold for an atom."""
     schedules: Tensor
@@ -45,12 +47,17 @@ class SiteState:
     negative: Tensor
     """(m,) bool: whether it acts on the negative prompt."""
 
+    @property
+    def able(self) -> Tensor:
+        """(m,) bool: whether an atom can act at all, wherever and whenever."""
+        return self.kept & (self.weight != 0) & (self.positive | self.negative)
+
     @classmethod
     def neutral(cls, m: int) -> SiteState:
         """The state without any control."""
         empty = torch.zeros(0, m, dtype=torch.bool)
         every = torch.ones(m, dtype=torch.bool)
-        return cls(torch.ones(m), empty, empty, every, every)
+        return cls(torch.ones(m), every, empty, empty, every, every)
 
 
 @dataclass(frozen=True)
@@ -284,7 +291,7 @@ class Keep:
             kept.update(zip(sites, flags.split([len(scores[site]) for site in sites]), strict=True))
 
         def change(site: SiteState, selected: Tensor) -> SiteState:
-            return replace(site, weight=torch.where(selected, site.weight, 0.0))
+            return replace(site, kept=site.kept & selected)
 
         return state.update(Selected(kept, self.density > 0), change)
 

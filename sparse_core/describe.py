@@ -37,7 +37,7 @@ def atom_rows(adapter: SparseAdapter) -> list[AtomRow]:
                     address,
                     labels.get(address, ""),
                     float(atoms.importance[j]) / total,
-                    float(state.weight[j]),
+                    float(state.weight[j] * state.kept[j]),
                     tuple(i + 1 for i in state.masks[:, j].nonzero()[:, 0].tolist()),
                     tuple(i + 1 for i in state.schedules[:, j].nonzero()[:, 0].tolist()),
                     prompts.get((bool(state.positive[j]), bool(state.negative[j])), "none"),

@@ -274,7 +274,7 @@ def compile_plan(stack: Stack, layers: Sequence[Layer]) -> Plan:
             state = adapter.state.sites[site]
             region = _regions(state, adapter.state, masks)
             gate = _gates(state, adapter.state, gates)
-            able = state.weight.ne(0) & region.ne(NOWHERE) & (state.positive | state.negative)
+            able = state.able & region.ne(NOWHERE)
             if able.any():
                 pieces.setdefault(site, []).append(_Piece(number, atoms, state.weight, region, gate, able))
         if adapter.dictionary.rest and (part := _rest(adapter.state, masks, gates)) is not None:
@@ -376,7 +376,7 @@ def _rest(state: State, masks: list[Tensor], gates: dict[Gate, int]) -> tuple[fl
     """Weight, region and gate of a dictionary's rest, or None where it can't act."""
     rest = state.rest
     region, gate = int(_regions(rest, state, masks)), int(_gates(rest, state, gates))
-    able = bool(rest.weight != 0) and region != NOWHERE and bool(rest.positive | rest.negative)
+    able = bool(rest.able) and region != NOWHERE
     return (float(rest.weight), region, gate) if able else None
 
 
@@ -572,11 +572,8 @@ class LayerRun:
         """What was read (rows, tokens, d_in) and its coefficients as encoded (rows, tokens, m)."""
         self.z: dict[Projection, Tensor] = {}
         """The same after schedules and prompt choice."""
-        read = {
-            "q": x,
-            "k": context,
-            "v": value,
-        }  # three names of one tensor in self-attention, unless patches part them
+        # Three names of one tensor in self-attention, unless patches part them.
+        read: dict[Projection, Tensor] = {"q": x, "k": context, "v": value}
         for coder in filter(None, (layer.query, layer.context)):
             for source in {id(read[p]): read[p] for p in coder.slices}.values():
                 self._encode(coder, source, [p for p in coder.slices if read[p] is source])

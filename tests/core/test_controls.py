@@ -68,7 +68,7 @@ def effect(state: State) -> dict[tuple[Site, int], tuple]:
                 tuple(mask.flatten().tolist()) for mask, holds in zip(state.masks, s.masks, strict=True) if holds[j]
             )
             curves = Counter(c for c, holds in zip(state.curves, s.schedules, strict=True) if holds[j])
-            meaning[site, j] = (float(s.weight[j]), masks, curves, bool(s.positive[j]), bool(s.negative[j]))
+            meaning[site, j] = (float(s.weight[j] * s.kept[j]), masks, curves, bool(s.positive[j]), bool(s.negative[j]))
     return meaning
 
 
@@ -77,7 +77,10 @@ def chain(*controls: Control, dictionary: SparseDictionary = DICTIONARY) -> Spar
 
 
 def weights(*controls: Control, dictionary: SparseDictionary = DICTIONARY) -> dict[str, list[float]]:
-    return {str(site): s.weight.tolist() for site, s in chain(*controls, dictionary=dictionary).state.sites.items()}
+    return {
+        str(site): (s.weight * s.kept).tolist()
+        for site, s in chain(*controls, dictionary=dictionary).state.sites.items()
+    }
 
 
 def kept(control: Keep, dictionary: SparseDictionary = DICTIONARY) -> dict[str, list[bool]]:
@@ -374,3 +377,10 @@ def test_an_unknown_curve_and_words_for_keyframes_are_refused() -> None:
     for keyframes in ("", "a, b", "1;2"):
         with pytest.raises(ValueError, match=r"Keyframes are|no keyframes"):
             Curve.named("keyframes", 0, 1, keyframes)
+
+
+def test_a_later_weight_does_not_revive_what_the_density_dropped() -> None:
+    dropped, revived = (
+        SparseAdapter(random_dictionary()).with_controls(*c) for c in ([Keep(0)], [Keep(0), Weight(ALL, 1)])
+    )
+    assert not any(state.able.any() for state in (*dropped.state.sites.values(), *revived.state.sites.values()))

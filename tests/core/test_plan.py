@@ -626,7 +626,7 @@ def test_density_slices_the_share_it_drops() -> None:
 def test_pruning_equals_a_dictionary_without_the_pruned_atoms() -> None:
     control = Keep(0.4)
     state = ADAPTER.with_controls(control).state
-    pruned = {site: atoms[state.sites[site].weight.bool()] for site, atoms in ADAPTER.dictionary.sites.items()}
+    pruned = {site: atoms[state.sites[site].able] for site, atoms in ADAPTER.dictionary.sites.items()}
     smaller = SparseAdapter(SparseDictionary(LAYERS, pruned))
     assert every_layer_is([ADAPTER.with_controls(control)], [smaller])
 
