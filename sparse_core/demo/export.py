@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .denoiser import new_scheduler, new_unet
+from .preview import write_preview_factors
 from .text import load_tokenizer, make_nouns_of_untaught, new_text_encoder, write_tokenizer
 from .training import load_checkpoint
 from .vae import new_vae
@@ -57,6 +58,7 @@ def export(work: Path, folder: Path, seed: int, unet_shape: dict[str, Any]) -> P
     prefix = "text_model."
     weights = {key if key.startswith(prefix) else prefix + key: v for key, v in load_file(weights_path).items()}
     save_file(weights, weights_path, metadata={"format": "pt"})
+    write_preview_factors(pipeline.vae.float(), partial)
     for extra in ("judge", "card.json"):
         if (folder / extra).exists():
             copy = shutil.copytree if (folder / extra).is_dir() else shutil.copy2
