@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from comfy_api.latest import io, ui
+from PIL import Image
 
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.describe import describe
 from ..sparse_core.files import load_dictionary, save_dictionary
+from ..sparse_core.training.metadata import file_metadata
 from . import folders
 from .types import CATEGORY, dictionary_input, dictionary_output
 
@@ -70,14 +75,53 @@ class SaveSparseDictionary(io.ComfyNode):
                     tooltip="Name of the file; a number is added, so nothing is overwritten. Subfolders such as friends/robot "
                     "work. Does not change the picture.",
                 ),
+                io.String.Input(
+                    "trigger",
+                    default="",
+                    optional=True,
+                    tooltip="The word that calls up what was learnt; shown by LoRA managers. Does not change the picture.",
+                ),
+                io.String.Input(
+                    "description",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What a person should know of it; stored in the file. Does not change the picture.",
+                ),
+                io.String.Input(
+                    "author",
+                    default="",
+                    optional=True,
+                    tooltip="Who made it; stored in the file. Does not change the picture.",
+                ),
+                io.Image.Input(
+                    "thumbnail",
+                    optional=True,
+                    tooltip="A picture that stands for it in lists; the first of a batch is stored, small. Does not change the "
+                    "picture.",
+                ),
             ],
             outputs=[dictionary_output()],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, dictionary: SparseAdapter, filename_prefix: str) -> io.NodeOutput:
-        path = save_dictionary(dictionary.dictionary, folders.free_path(filename_prefix))
+    def execute(
+        cls,
+        dictionary: SparseAdapter,
+        filename_prefix: str,
+        trigger: str = "",
+        description: str = "",
+        author: str = "",
+        thumbnail: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        learnt = dictionary.dictionary
+        title = learnt.metadata.get("modelspec.title", filename_prefix)
+        picture = None if thumbnail is None else as_picture(thumbnail[0])
+        said = file_metadata(title, trigger, (), author, description, picture)
+        spec = {name: value for name, value in said.items() if name.startswith("modelspec.")}
+        learnt = replace(learnt, metadata={**learnt.metadata, **spec})
+        path = save_dictionary(learnt, folders.free_path(filename_prefix))
         return io.NodeOutput(dictionary, ui=ui.PreviewText(f"Saved as {path.name}"))
 
 
@@ -110,3 +154,8 @@ class AtomInfo(io.ComfyNode):
     def execute(cls, dictionary: SparseAdapter, top: int) -> io.NodeOutput:
         text = describe(dictionary, top)
         return io.NodeOutput(dictionary, text, ui=ui.PreviewText(text))
+
+
+def as_picture(image: torch.Tensor) -> Image.Image:
+    """One of ComfyUI's IMAGEs, (height, width, 3) in 0..1."""
+    return Image.fromarray(image.clamp(0, 1).mul(255).round().byte().cpu().numpy())

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import latent_preview
 import torch
-from comfy.model_management import InterruptProcessingException, throw_exception_if_processing_interrupted
+from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.files import save_dictionary
 from ..sparse_core.hosts.comfyui import ComfyHost, examples_of, single_entries
-from ..sparse_core.training import Progress, TrainingSettings, TrainingStopped, prior_examples, train
+from ..sparse_core.training import Progress, TrainingSettings, prior_examples, train
+from ..sparse_core.training.metadata import file_metadata
 from . import folders
 from .types import CATEGORY, dictionary_output
 
@@ -224,11 +225,8 @@ class TrainSparseDictionary(io.ComfyNode):
 
         def on_step(progress: Progress) -> None:
             losses[:] = progress.losses
-            try:
-                show(progress.step - 1, progress.estimate, None, progress.steps)
-                throw_exception_if_processing_interrupted()
-            except InterruptProcessingException:
-                raise TrainingStopped from None
+            show(progress.step - 1, progress.estimate, None, progress.steps)
+            throw_exception_if_processing_interrupted()
 
         examples = examples_of(host, latents, captions, loss_mask)
         if prior:
@@ -248,7 +246,7 @@ class TrainSparseDictionary(io.ComfyNode):
             examples,
             settings,
             on_step,
-            metadata={"modelspec.title": name[0], "modelspec.architecture": "sparse-dictionary"},
+            metadata=file_metadata(name[0]),
             autosave=state,
         )
         if len(losses) < settings.steps:

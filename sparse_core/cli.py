@@ -26,7 +26,7 @@ from .files import SUFFIX, load_dictionary, save_dictionary
 from .layers import PROJECTIONS
 from .plan import MaskPlacementError
 from .training import Progress, TrainingSettings, TrainingStopped, train
-from .training.record import describe
+from .training.metadata import file_metadata
 
 PROGRAM = "sparse-atoms"
 INTERRUPTED = 130
@@ -111,6 +111,8 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--title", help="the file's title (default: the name of the file)")
     parser.add_argument("--author", default="", help="named in the file")
+    parser.add_argument("--description", default="", help="what a LoRA manager shows beside the title")
+    parser.add_argument("--keep-captions", action="store_true", help="store the captions, not only their hashes")
     add_model(parser)
     defaults = TrainingSettings()
     for name, kind, purpose in (
@@ -163,8 +165,14 @@ def run_train(options: argparse.Namespace) -> int:
     host = DiffusersHost(pipeline)
     pictures = read_folder(options.images, options.word, native_side(pipeline))
     examples = list(tqdm(encode_pictures(host, pictures), "reading pictures", len(pictures), leave=False))
-    metadata = describe(
-        options.title or out.stem, options.word, [picture.caption for picture in pictures], options.author
+    metadata = file_metadata(
+        options.title or out.stem,
+        options.word,
+        [picture.caption for picture in pictures],
+        options.author,
+        options.description,
+        pictures[0].picture,
+        keep_captions=options.keep_captions,
     )
     with stop_on_interrupt() as stopped, tqdm(total=settings.steps, desc="training", unit="step") as bar:
 

@@ -25,7 +25,7 @@ from .pictures import CaptionedPicture, encode_pictures, read_folder, write_pict
 from .pipelines import load_pipeline
 from .report import write_report
 from .training import Progress, TrainingSettings, TrainingStopped, train
-from .training.record import describe
+from .training.metadata import file_metadata
 
 CREATURE, DRAWING = "fox", "fox-face"
 """The word to teach, free in the demo model's vocabulary, and OpenMoji's name of the drawing."""
@@ -126,7 +126,9 @@ def teach(host: DiffusersHost, taught: Sequence[CaptionedPicture], word: str) ->
             if time.monotonic() - start > TIME_LIMIT:
                 raise TrainingStopped
 
-        metadata = describe(f"{word} (demo)", word, [picture.caption for picture in taught])
+        metadata = file_metadata(
+            f"{word} (demo)", word, [picture.caption for picture in taught], thumbnail=taught[0].picture
+        )
         dictionary = train(host, examples, SETTINGS, on_step, metadata)
     return dictionary, time.monotonic() - start
 

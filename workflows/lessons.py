@@ -24,6 +24,7 @@ from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.pictures import CaptionedPicture, encode_pictures
 from sparse_core.training import Example, Progress, TrainingSettings, train
 from sparse_core.training.loop import Trainer
+from sparse_core.training.metadata import file_metadata
 
 SETTINGS = TrainingSettings()
 LORA_RANK, LORA_RATE = 8, 2e-3
@@ -76,8 +77,9 @@ def teach_dictionary(creature: str) -> None:
         def on_step(progress: Progress) -> None:
             bar.update()
 
-        title = {"modelspec.title": f"{creature} for the demo model", "modelspec.trigger_phrase": creature}
-        dictionary = train(host, lesson(host, creature), SETTINGS, on_step, title)
+        captions = [caption for _, caption in load_lesson(creature)]
+        metadata = file_metadata(f"{creature} for the demo model", creature, captions)
+        dictionary = train(host, lesson(host, creature), SETTINGS, on_step, metadata)
     save_dictionary(dictionary, DICTIONARIES / f"{creature}.safetensors")
 
 

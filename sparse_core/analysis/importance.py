@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 from ..coding import importance
 from ..controls import SparseAdapter
 from ..dictionary import SparseDictionary
+from ..examples import Example, draw_batch
 from ..hosts.base import Host
 from ..layers import Site
-from ..training.examples import Example, draw_batch
 
 
 class Measurement:
@@ -47,10 +48,11 @@ class Measurement:
 def measure(
     host: Host, dictionary: SparseDictionary, examples: Sequence[Example], *, batches: int = 8, seed: int = 0
 ) -> Measurement:
-    """Runs the model with the whole dictionary on noisy examples, evenly spread over the noise levels."""
+    """Runs the model with the whole dictionary on noisy examples, evenly spread over the noise levels. A cancel ends it
+    with what was measured so far."""
     measurement = Measurement(dictionary)
     generator = torch.Generator().manual_seed(seed)
-    with host.patched([SparseAdapter(dictionary)], measurement):
+    with suppress(*host.interruptions), host.patched([SparseAdapter(dictionary)], measurement):
         for batch in range(batches):
             drawn = draw_batch(host, examples, min(4, len(examples)), generator)
             rows = len(drawn.latents)

@@ -23,6 +23,8 @@ class Host(Protocol):
     prediction: Prediction
     """What its UNet was trained to predict: decides the weight of a training loss."""
     device: device
+    interruptions: tuple[type[BaseException], ...]
+    """What a model call raises when a person cancels."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, progress: Tensor) -> Tensor:
         """The noisy latents that the model meets at ``progress`` of sampling, in its own scale.

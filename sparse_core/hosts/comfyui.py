@@ -32,12 +32,11 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..controls import Schedule, SparseAdapter, Stack
+from ..examples import Example
 from ..layers import Layer
 from ..lora import ImportedLora, load_lora
 from ..modules import from_original
 from ..plan import Crop, LayerRun, MaskPlacementError, Observer, Plan, Rows, Run, compile_plan
-from ..training.examples import Example
-from ..training.loop import TrainingStopped
 from .base import Prediction
 from .checkpointing import checkpointed
 from .updating import check_modules, updating, weight_shapes
@@ -360,6 +359,8 @@ class Condition:
 class ComfyHost:
     """A MODEL for training and analysis. Implements `Host`."""
 
+    interruptions = (comfy.model_management.InterruptProcessingException,)
+
     def __init__(self, model: ModelPatcher) -> None:
         """
         :raises ValueError: the model has no UNet of the Stable Diffusion kind.
@@ -402,10 +403,7 @@ class ComfyHost:
         options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(self.model.wrappers)
         note = Note(self.sampling, tuple(noisy.shape[-2:]), {})
         options |= {"sigmas": sigma, "cond_or_uncond": [0], KEY: note}
-        try:
-            return model.apply_model(noisy, sigma, transformer_options=options, **conds)
-        except comfy.model_management.InterruptProcessingException:  # raised by any operation once a person cancels
-            raise TrainingStopped from None
+        return model.apply_model(noisy, sigma, transformer_options=options, **conds)
 
     def stack_conditions(self, conditions: Sequence[list]) -> Condition:
         """One batch from CONDITIONINGs of one entry each.

@@ -38,6 +38,8 @@ class Condition:
 class DiffusersHost:
     """The UNet and schedule of a Stable Diffusion pipeline. Implements `Host`."""
 
+    interruptions = ()
+
     def __init__(self, pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline) -> None:
         """
         :raises ValueError: the pipeline's schedule is of no known kind.

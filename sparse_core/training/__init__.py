@@ -1,6 +1,6 @@
 """Training: one loop for every host and every method."""
 
-from .examples import Example
+from ..examples import Example
 from .loop import Progress, TrainingStopped, train
 from .prior import prior_examples
 from .settings import TrainingSettings

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..analysis.importance import measure, with_importance
 from ..dictionary import SparseDictionary
+from ..examples import Batch, Example, draw_batch
 from ..hosts.base import Host
-from .examples import Batch, Example, draw_batch
 from .learners import DictionaryLearner, Learner, rates
 from .objective import loss_weight, squared_error
 from .settings import TrainingSettings
@@ -204,7 +205,7 @@ def train(
 ) -> SparseDictionary:
     """Fits a dictionary to examples.
 
-    :param on_step: called after every step; may raise `TrainingStopped`.
+    :param on_step: called after every step; may raise `TrainingStopped`, or what the host raises when a person cancels.
     :param metadata: kept in the dictionary, beside the training record.
     :param held_out: pictures to watch for overfitting.
     :param autosave: a file for the training's state: written every ``autosave_every`` steps and at a stop, gone on from
@@ -213,8 +214,6 @@ def train(
     :raises ValueError: there are no examples, the loss stops being a number, or ``autosave`` is of another training.
     :raises MemoryError: the device's memory does not suffice.
     """
-    from ..analysis.importance import measure, with_importance
-
     with host.trainable(settings.checkpointing):
         learner = DictionaryLearner(host, settings)
         trainer = Trainer(host, learner, examples, settings, held_out)
@@ -226,15 +225,11 @@ def train(
                 if autosave is not None and trainer.step % autosave_every == 0:
                     trainer.state().save(autosave)
                 on_step(Progress(trainer.step, settings.steps, trainer.losses, trainer.held_out, estimate))
-        except TrainingStopped:
+        except (TrainingStopped, *host.interruptions):
             if autosave is not None:
                 trainer.state().save(autosave)
         except torch.OutOfMemoryError as error:
-            kept = (
-                ""
-                if autosave is None
-                else f" The work up to the last {autosave_every} steps is kept: train on to resume."
-            )
+            kept = f" At most {autosave_every} steps of work are lost: train with resume to go on." if autosave else ""
             raise MemoryError(
                 f"Training ran out of memory with pictures of {tuple(examples[0].latents.shape[-2:])} latent pixels, batch "
                 f"{settings.batch}. Lower the batch (accumulate makes up for it), turn checkpointing and autocast on, or use "

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from ..examples import Example
 from ..hosts.base import Host
 from ..sampling import sample
-from .examples import Example
 
 
 def prior_examples(

@@ -431,3 +431,15 @@ def test_a_picture_survives_the_vae(server: Server) -> None:
     shown = graph.add("PreviewImage", images=graph.add("VAEDecode", samples=encoded[0], vae=demo[2])[0])
     pictures = server.client.pictures(run(server, graph), shown)
     assert [p.shape for p in pictures] == [(64, 128, 3)] * 3
+
+
+def test_saving_keeps_what_a_lora_manager_shows(server: Server, dictionary_file: str) -> None:
+    graph = Graph()
+    load = graph.add("SparseAtoms_Load", name=dictionary_file)
+    image = graph.add("EmptyImage", width=400, height=200, batch_size=1, color=0xFF0000)
+    said = {"trigger": "zib", "description": "a red one", "author": "me"}
+    graph.add("SparseAtoms_Save", dictionary=load[0], filename_prefix="described", thumbnail=image[0], **said)
+    assert not server.client.run(graph).error
+    metadata = load_dictionary(server.dictionaries / "described_00001_.safetensors").metadata
+    assert metadata["modelspec.trigger_phrase"] == "zib" and metadata["modelspec.description"] == "a red one"
+    assert metadata["modelspec.author"] == "me" and metadata["modelspec.thumbnail"].startswith("data:image/jpeg")

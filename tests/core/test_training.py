@@ -16,11 +16,11 @@ from torch import Generator, Tensor
 from sparse_core.analysis.importance import measure
 from sparse_core.controls import SparseAdapter
 from sparse_core.dictionary import SparseDictionary
+from sparse_core.examples import draw_batch
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.layers import Site
 from sparse_core.training import Example, Progress, TrainingSettings, TrainingStopped, train
-from sparse_core.training.examples import draw_batch
 from sparse_core.training.learners import DictionaryLearner, initial_dictionary
 from sparse_core.training.loop import Trainer, learning_rate_factor
 from sparse_core.training.objective import SNR_CAP, loss_weight
@@ -420,3 +420,24 @@ def test_a_measurement_repeats_by_seed(host: DiffusersHost) -> None:
     dictionary, examples = random_dictionary(host.layers), make_examples()
     first, again = (measure(host, dictionary, examples, seed=3).mean_importance() for _ in range(2))
     assert all(torch.equal(first[site], again[site]) for site in first)
+
+
+def test_a_cancel_inside_the_model_keeps_what_was_learnt_and_a_second_one_ends_measuring(host: DiffusersHost) -> None:
+    class Cancelled(Exception):
+        pass
+
+    calls = 0
+
+    class Cancelling(type(host)):
+        interruptions = (Cancelled,)
+
+        def denoise(self, *arguments: object) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if calls > 3:
+                raise Cancelled
+            return super().denoise(*arguments)
+
+    learnt = train(Cancelling(host.pipeline), make_examples(), QUICK)
+    assert learnt.metadata["training"]["steps_done"] == 3
+    assert any(atoms.directions.any() for atoms in learnt.sites.values())

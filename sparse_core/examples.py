@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ..hosts.base import Host
+from .hosts.base import Host
 
 
 @dataclass(frozen=True)
