@@ -155,7 +155,7 @@ class Region(NamedTuple):
     """A region on the token grid of one layer."""
 
     weight: Tensor
-    """(rows or 1, tokens) float32 in 0..1."""
+    """(rows or 1, tokens) float32, in 0..1 but for a remainder's."""
     tokens: Tensor
     """(n,) indices of the tokens that any row has inside."""
 
@@ -234,15 +234,29 @@ class Plan:
         The mask is averaged down to the latent's size, cropped as the call is, and averaged down to the layer's grid, so
         a token's weight is the share of it that the region covers.
         """
-        key = (index, grid, rows)
-        if key not in self._grids:
-            if len(self._grids) >= 256:
-                self._grids.clear()
+        def weight() -> Tensor:
             mask = self.masks[index]
             same = len(set(rows.crops)) == 1 and len(mask) == 1
             parts = [_place(mask[p % len(mask)], crop, grid) for p, crop in zip(rows.pictures, rows.crops, strict=True)]
-            weight = parts[0][None] if same else torch.stack(parts)
-            self._grids[key] = Region(weight, (weight > 0).any(dim=0).nonzero()[:, 0])
+            return parts[0][None] if same else torch.stack(parts)
+
+        return self._kept((index, grid, rows), weight)
+
+    def remainder(self, indices: tuple[int, ...], grid: tuple[int, int], rows: Rows) -> Region:
+        """What some regions leave of the picture: ``1 - sum of their weights``, less than nothing where they overlap."""
+
+        def weight() -> Tensor:
+            left = 1 - sum(self.region(index, grid, rows).weight for index in indices)
+            return left.masked_fill(left.abs() < 1e-6, 0.0)  # soft edges that meet add up to 1 but for rounding
+
+        return self._kept((indices, grid, rows), weight)
+
+    def _kept(self, key: tuple, weight: Callable[[], Tensor]) -> Region:
+        if key not in self._grids:
+            if len(self._grids) >= 256:
+                self._grids.clear()
+            made = weight()
+            self._grids[key] = Region(made, made.ne(0).any(dim=0).nonzero()[:, 0])
         return self._grids[key]
 
 
@@ -581,8 +595,9 @@ class LayerRun:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention, *, any_queries: bool = True) -> Tensor:
         """The attention over updated projections: (rows, tokens, inner).
 
-        Where atoms of k or v are confined to a region, the tokens inside attend once more, with those atoms, and are
-        blended by the region's weight; tokens outside keep what they had, to the bit.
+        Where atoms of k or v are confined to regions, each region's tokens attend with its atoms, what the regions leave
+        of the picture attends without, and all are blended by the regions' weights: one attention's work in all, and once
+        more where regions overlap or are soft. Tokens outside of all keep what they had, to the bit.
 
         :param any_queries: whether ``attention`` may be called with some of the queries only.
         """
@@ -590,20 +605,28 @@ class LayerRun:
         for projection, y in (("q", q), ("k", k), ("v", v)):
             self._observe(projection, y)
         q = self._masked("q", q)
-        base_k, base_v = self._partial("k", k, None), self._partial("v", v, None)
-        base = attention(q, base_k, base_v)
-        result = base
-        for index in self.layer.inner_regions:
-            region = self._region(index)
-            if len(region.tokens) == 0:
-                continue
-            inside = region.tokens if any_queries else slice(None)
-            other = attention(q[:, inside], self._partial("k", base_k, index), self._partial("v", base_v, index))
-            weight = region.weight[:, inside, None].to(base.dtype)
-            change = weight * (other - base[:, inside])
-            result = result.index_add(1, inside, change) if any_queries else result + change
+        k, v = self._partial("k", k, None), self._partial("v", v, None)
+        if self.layer.inner_regions:
+            result = self._blended(q, k, v, attention, any_queries)
+        else:
+            result = attention(q, k, v)
         if self.layer.output is not None:
             self._encode(self.layer.output, result, ("o",))
+        return result
+
+    def _blended(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention, any_queries: bool) -> Tensor:
+        result = torch.zeros_like(q)
+
+        def add(share: Region, k: Tensor, v: Tensor) -> None:
+            if len(share.tokens):
+                inside = share.tokens if any_queries else torch.arange(q.shape[1], device=q.device)
+                part = attention(q[:, inside], k, v)
+                result.index_add_(1, inside, part * share.weight[:, inside, None].to(part.dtype))
+
+        regions = self.layer.inner_regions
+        add(self.run.plan.remainder(tuple(regions), self.grid, self.run.rows), k, v)
+        for region in regions:
+            add(self._region(region), self._partial("k", k, region), self._partial("v", v, region))
         return result
 
     def output(self, y: Tensor) -> Tensor:

@@ -77,14 +77,16 @@ def make_inputs(index: int, rows: int = 2, seed: int = 0, grid: tuple[int, int] 
 
 
 class Attend:
-    """Single-head attention that counts its calls."""
+    """Single-head attention that counts its calls. As in the hosts' kernels, a query's result doesn't depend on which
+    others are asked with it, to the bit."""
 
     def __init__(self) -> None:
         self.queries: list[int] = []
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.queries.append(q.shape[1])
-        return (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
+        scores = (q[:, :, None] * k[:, None]).sum(dim=-1) / q.shape[-1] ** 0.5  # (rows, queries, keys)
+        return (scores.softmax(dim=-1)[..., None] * v[:, None]).sum(dim=2)
 
 
 @dataclass
@@ -129,6 +131,7 @@ class Atom:
     direction: np.ndarray
     normalise: bool
     weight: float = 1.0
+    kept: bool = True
     mask: np.ndarray | None = None
     curves: tuple[Curve, ...] = ()
     prompts: frozenset[str] = frozenset({"positive", "negative"})
@@ -140,7 +143,7 @@ class Atom:
 
     def factor(self, progress: float, positive: bool) -> float:
         allowed = ("positive" if positive else "negative") in self.prompts
-        return self.weight * allowed * math.prod(curve(progress) for curve in self.curves)
+        return self.weight * self.kept * allowed * math.prod(curve(progress) for curve in self.curves)
 
 
 def average(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -186,7 +189,7 @@ def atoms_of(adapter: SparseAdapter) -> dict[tuple[Site, int], Atom]:
         if isinstance(control, Keep):  # over the dictionary
             ranked = sorted(found, key=lambda key: -importance[key])
             for key in ranked[round(control.density * len(ranked)) :]:
-                found[key].weight = 0
+                found[key].kept = False
             continue
         picked = control.selection.resolve(adapter.dictionary)
         for (site, j), atom in found.items():
@@ -580,12 +583,20 @@ def test_equal_masks_of_two_adapters_share_one_attention() -> None:
     assert len(run([ADAPTER.with_controls(Mask(left)), other], make_inputs(1)).attention.queries) == 2
 
 
-def test_only_the_queries_inside_attend_again() -> None:
+def test_each_place_attends_once_where_a_mask_is_hard() -> None:
     result = run([ADAPTER.with_controls(Mask(left))], make_inputs(1))
-    assert result.attention.queries == [TOKENS, int(left.sum())]
+    assert result.attention.queries == [TOKENS - int(left.sum()), int(left.sum())]
     kept_whole = run([ADAPTER.with_controls(Mask(left))], make_inputs(1), any_queries=False)
     assert kept_whole.attention.queries == [TOKENS, TOKENS]
     torch.testing.assert_close(kept_whole.output, result.output)
+
+
+def test_regions_that_share_the_whole_picture_leave_nothing_to_the_base() -> None:
+    ramp = torch.linspace(0, 1, GRID[1]).expand(1, *GRID)
+    stack = [SparseAdapter(random_dictionary(seed=n)).with_controls(Mask(m)) for n, m in enumerate((ramp, 1 - ramp))]
+    inside = [int(m.gt(0).sum()) for m in (ramp, 1 - ramp)]
+    assert run(stack, make_inputs(1)).attention.queries == inside
+    check(stack, make_inputs(1))
 
 
 def coder_rows(plan: Plan) -> dict[int, tuple[int, ...]]:
