@@ -69,7 +69,7 @@ def write_checkpoint(path: Path, kind: Kind, unet_type: torch.dtype, seed: int =
         file.write(struct.pack("<Q", len(described)))
         file.write(described)
         for name, tensor in random_values(weights, seed):
-            file.write(tensor.to(types[name]).contiguous().view(torch.uint8).numpy().data)
+            file.write(tensor.to(types[name]).flatten().view(torch.uint8).numpy().data)
     return path
 
 
