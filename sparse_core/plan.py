@@ -8,7 +8,7 @@ one model call; a `LayerRun` for one attention. Hosts feed a `LayerRun` and know
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import NamedTuple, Protocol
@@ -172,46 +172,46 @@ class Plan:
     """Updates outside the attentions, by module name."""
     _grids: dict[tuple, Region] = field(default_factory=dict, repr=False, compare=False)
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Plan:
-        """The plan on the model's device, matmuls in its type."""
+    def map(self, matrices: Callable[[Tensor], Tensor], others: Callable[[Tensor], Tensor]) -> Plan:
+        """The plan with other tensors: those of matmuls, and those that stay in float32."""
 
-        def move_coder(coder: Coder | None) -> Coder | None:
+        def of_coder(coder: Coder | None) -> Coder | None:
             if coder is None:
                 return None
             return replace(
                 coder,
-                encoder=coder.encoder.to(device, dtype),
-                bias=coder.bias.to(device),
-                threshold=coder.threshold.to(device),
-                normalise=coder.normalise.to(device),
-                gates=None if coder.gates is None else coder.gates.to(device),
+                encoder=matrices(coder.encoder),
+                bias=others(coder.bias),
+                threshold=others(coder.threshold),
+                normalise=others(coder.normalise),
+                gates=None if coder.gates is None else others(coder.gates),
             )
 
-        def move_layer(layer: LayerPlan) -> LayerPlan:
-            decoders = {p: replace(d, directions=d.directions.to(device, dtype)) for p, d in layer.decoders.items()}
-            return LayerPlan(*map(move_coder, (layer.query, layer.context, layer.output)), decoders)
+        def of_layer(layer: LayerPlan) -> LayerPlan:
+            decoders = {p: replace(d, directions=matrices(d.directions)) for p, d in layer.decoders.items()}
+            return LayerPlan(*map(of_coder, (layer.query, layer.context, layer.output)), decoders)
 
-        layers = {index: move_layer(layer) for index, layer in self.layers.items()}
+        layers = {index: of_layer(layer) for index, layer in self.layers.items()}
         modules = {
             name: replace(
                 module,
-                down=module.down.to(device, dtype),
-                up=module.up.to(device, dtype),
-                gates=None if module.gates is None else module.gates.to(device),
+                down=matrices(module.down),
+                up=matrices(module.up),
+                gates=None if module.gates is None else others(module.gates),
             )
             for name, module in self.modules.items()
         }
-        return Plan(layers, tuple(mask.to(device) for mask in self.masks), self.gates, modules)
+        return Plan(layers, tuple(map(others, self.masks)), self.gates, modules)
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Every tensor of the plan, for memory accounting."""
-        for layer in self.layers.values():
-            for coder in filter(None, (layer.query, layer.context, layer.output)):
-                yield from (coder.encoder, coder.bias, coder.threshold, coder.normalise)
-            yield from (decoder.directions for decoder in layer.decoders.values())
-        for module in self.modules.values():
-            yield from (module.down, module.up)
-        yield from self.masks
+    def to(self, device: torch.device, dtype: torch.dtype) -> Plan:
+        """The plan on the model's device, matmuls in its type."""
+        return self.map(lambda matrix: matrix.to(device, dtype), lambda other: other.to(device))
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where its tensors are; None where it has none."""
+        found = (d.directions.device for layer in self.layers.values() for d in layer.decoders.values())
+        return next(found, None) or next((module.up.device for module in self.modules.values()), None)
 
     @property
     def acts(self) -> bool:
@@ -234,13 +234,14 @@ class Plan:
         The mask is averaged down to the latent's size, cropped as the call is, and averaged down to the layer's grid, so
         a token's weight is the share of it that the region covers.
         """
+
         def weight() -> Tensor:
             mask = self.masks[index]
             same = len(set(rows.crops)) == 1 and len(mask) == 1
             parts = [_place(mask[p % len(mask)], crop, grid) for p, crop in zip(rows.pictures, rows.crops, strict=True)]
             return parts[0][None] if same else torch.stack(parts)
 
-        return self._kept((index, grid, rows), weight)
+        return self._kept((index, grid, rows, self.masks[index].device), weight)
 
     def remainder(self, indices: tuple[int, ...], grid: tuple[int, int], rows: Rows) -> Region:
         """What some regions leave of the picture: ``1 - sum of their weights``, less than nothing where they overlap."""
@@ -249,7 +250,7 @@ class Plan:
             left = 1 - sum(self.region(index, grid, rows).weight for index in indices)
             return left.masked_fill(left.abs() < 1e-6, 0.0)  # soft edges that meet add up to 1 but for rounding
 
-        return self._kept((indices, grid, rows), weight)
+        return self._kept((indices, grid, rows, self.masks[indices[0]].device), weight)
 
     def _kept(self, key: tuple, weight: Callable[[], Tensor]) -> Region:
         if key not in self._grids:
@@ -606,10 +607,8 @@ class LayerRun:
             self._observe(projection, y)
         q = self._masked("q", q)
         k, v = self._partial("k", k, None), self._partial("v", v, None)
-        if self.layer.inner_regions:
-            result = self._blended(q, k, v, attention, any_queries)
-        else:
-            result = attention(q, k, v)
+        regional = self.layer.inner_regions
+        result = self._blended(q, k, v, attention, any_queries) if regional else attention(q, k, v)
         if self.layer.output is not None:
             self._encode(self.layer.output, result, ("o",))
         return result

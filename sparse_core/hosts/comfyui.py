@@ -44,6 +44,9 @@ from .updating import check_modules, updating, weight_shapes
 KEY = "sparse_atoms"
 """Our name wherever ComfyUI keeps things by key."""
 
+KEPT_PLANS = 8
+"""Of one wrapper: conditionings with hooks bring others, each a team with a plan of its own."""
+
 Place = tuple[int, int, str]
 """Where ComfyUI says it is: running number of the SpatialTransformer, block inside it, attn1 or attn2."""
 
@@ -93,8 +96,9 @@ def apply_adapter(model: ModelPatcher, adapter: SparseAdapter) -> ModelPatcher:
     adapter.dictionary.check_fits(list(list_layers(model.model.diffusion_model).values()))
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, Wrapper((adapter,)))
-    patched.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
-    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, take_notes)
+    for moment, once in ((WrappersMP.CALC_COND_BATCH, take_notes), (WrappersMP.PREPARE_SAMPLING, take_memory)):
+        patched.remove_wrappers_with_key(moment, KEY)
+        patched.add_wrapper_with_key(moment, KEY, once)
     return patched
 
 
@@ -154,6 +158,14 @@ def take_notes(executor: Callable, model: BaseModel, conds: list, x: Tensor, tim
     return executor(model, conds, x, timestep, options)
 
 
+def take_memory(executor: Callable, model: ModelPatcher, *args: Any, **kwargs: Any) -> Any:
+    """Hands the atoms to ComfyUI's memory management before it loads the model: they are counted, loaded and unloaded
+    with it."""
+    team: list[Wrapper] = model.wrappers[WrappersMP.DIFFUSION_MODEL][KEY]
+    model.set_additional_models(KEY, [team[0].resident(team, model)])
+    return executor(model, *args, **kwargs)
+
+
 class Note(NamedTuple):
     """What a model call can't see by itself."""
 
@@ -190,7 +202,7 @@ class Wrapper:
         # masks of different dictionaries cost one attention each instead of multiplying.
         team: list[Wrapper] = options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}).get(KEY, [self])
         if self is team[0]:
-            index, plan, modules = self.compiled(team, executor.class_obj, x.device, x.dtype)
+            index, plan, modules, _ = self.compiled(team, executor.class_obj, x.device, x.dtype)
             if plan.acts:
                 note = options.get(KEY)
                 observers = [w.observer for w in team for _ in w.stack]
@@ -204,15 +216,45 @@ class Wrapper:
         self, team: Sequence[Wrapper], unet: torch.nn.Module, device: torch.device, dtype: torch.dtype
     ) -> _Compiled:
         """What all wrappers of a call amount to, kept for the next."""
-        key = (*team, unet, device, dtype)  # the objects themselves: an id may come back for another
+        key = (*team, unet, dtype)  # the objects themselves: an id may come back for another
         if key not in self._compiled:
             layers = list_layers(unet)
             plan = compile_plan([adapter for wrapper in team for adapter in wrapper.stack], list(layers.values()))
             index = {place: number for number, place in enumerate(layers)}
             modules = named_modules(unet) if plan.modules else {}
             check_modules(plan, modules)
-            self._compiled = {key: _Compiled(index, plan.to(device, dtype), modules)}
-        return self._compiled[key]
+            if len(self._compiled) >= KEPT_PLANS:
+                self._compiled.clear()
+            self._compiled[key] = _Compiled(index, plan.to(device, dtype), modules)
+        compiled = self._compiled[key]
+        if compiled.plan.device in (device, None):
+            return compiled
+        return compiled._replace(plan=compiled.plan.to(device, dtype))  # ComfyUI had no room to load it
+
+    def resident(self, team: Sequence[Wrapper], model: ModelPatcher) -> ModelPatcher:
+        """The plan for a MODEL as a model of its own, in the hands of ComfyUI's memory management."""
+        dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+        compiled = self.compiled(team, model.model.diffusion_model, model.offload_device, dtype)
+        if compiled.patcher is None:
+            held = _Held(compiled.plan)
+            patcher = ModelPatcher(held, model.load_device, model.offload_device)
+            compiled = compiled._replace(plan=held.plan, patcher=patcher)
+            self._compiled[(*team, model.model.diffusion_model, dtype)] = compiled
+        return compiled.patcher
+
+
+class _Held(torch.nn.Module):
+    """A plan's tensors as weights: what moves the module moves the plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.weights = torch.nn.ParameterList()
+        self.plan = plan.map(self._hold, self._hold)
+
+    def _hold(self, tensor: Tensor) -> torch.nn.Parameter:
+        weight = torch.nn.Parameter(tensor, requires_grad=False)
+        self.weights.append(weight)
+        return weight
 
 
 class _Compiled(NamedTuple):
@@ -223,6 +265,8 @@ class _Compiled(NamedTuple):
     plan: Plan
     modules: dict[str, torch.nn.Module]
     """By name, if any of them is updated outside the attentions."""
+    patcher: ModelPatcher | None = None
+    """Whoever loads the plan, once a sampler has asked for it."""
 
 
 def call_progress(plan: Plan, options: dict, note: Note | None) -> float:

@@ -8,10 +8,12 @@ from typing import Any
 
 import comfy.hooks
 import comfy.ldm.modules.attention as comfy_attention
+import comfy.model_management
 import pytest
 import torch
 import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_tomesd import TomePatchModel
@@ -21,7 +23,7 @@ from world import assert_close, noise_of, sample, text, tiny_layers, tiny_model
 
 from sparse_core.addresses import parse_selection
 from sparse_core.controls import Conditioning, Control, Curve, Keep, Mask, Schedule, Solo, SparseAdapter, Weight
-from sparse_core.hosts.comfyui import Wrapper, apply_adapter, hook_adapter, list_layers
+from sparse_core.hosts.comfyui import KEY, Wrapper, apply_adapter, hook_adapter, list_layers
 from sparse_core.layers import Site
 from sparse_core.plan import MaskPlacementError
 
@@ -130,6 +132,55 @@ def test_a_kept_plan_never_serves_another_dictionary() -> None:
         norms = plan.layers[0].decoders["q"].directions.norm(dim=1)
         torch.testing.assert_close(norms, torch.tensor([1.0] * 4 + [weight] * 4))
         del upper
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_comfyui_counts_the_atoms_and_can_unload_them(whole: Tensor) -> None:
+    model = patched()
+    sample(model)
+    (atoms,) = model.get_additional_models_with_key(KEY)
+    assert atoms in [loaded.model for loaded in comfy.model_management.current_loaded_models]
+    dictionary = adapter().dictionary
+    assert atoms.model_size() >= 4 * dictionary.parameters()
+    comfy.model_management.unload_all_models()
+    assert torch.equal(sample(model), whole)
+    assert model.get_additional_models_with_key(KEY) == [atoms]
+
+
+def test_only_the_atoms_that_act_take_memory() -> None:
+    models = [patched(), patched(Keep(0.25))]
+    for model in models:
+        sample(model)
+    whole, quarter = (model.get_additional_models_with_key(KEY)[0].model_size() for model in models)
+    assert 0.2 * whole < quarter < 0.3 * whole
+
+
+def test_a_plan_goes_where_its_module_goes() -> None:
+    wrapper = Wrapper((adapter(Mask(right_half())),))
+    held = wrapper.resident([wrapper], tiny_model()).model.to(torch.float64)
+    assert {coder.encoder.dtype for layer in held.plan.layers.values() for coder in [layer.query]} == {torch.float64}
+    assert {decoder.directions.dtype for decoder in held.plan.layers[0].decoders.values()} == {torch.float64}
+
+
+def test_conditionings_with_and_without_a_hook_keep_their_plans() -> None:
+    unet, wrapper, other = tiny_model().model.diffusion_model, Wrapper((adapter(),)), Wrapper((adapter(seed=1),))
+    found = [
+        wrapper.compiled(team, unet, torch.device("cpu"), torch.float32) for team in [[wrapper], [wrapper, other]] * 2
+    ]
+    assert found[0] is found[2] and found[1] is found[3] and found[0] is not found[1]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["compiled first", "atoms first"])
+def test_a_compiled_model_draws_the_same(whole: Tensor, first: bool) -> None:
+    def compiled(model: ModelPatcher) -> ModelPatcher:
+        copy = model.clone()
+        set_torch_compile_wrapper(copy, backend="eager")
+        return copy
+
+    model = patched(model=compiled(tiny_model())) if first else compiled(patched())
+    assert_close(sample(model), whole)
 
 
 # ---------------------------------------------------------------------------------------------- layer by layer, masked
