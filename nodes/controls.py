@@ -161,7 +161,7 @@ class KeepTopAtoms(io.ComfyNode):
             display_name="Keep Top Atoms",
             category=CONTROLS,
             description="Drops the least important atoms. Much of a dictionary can go before the likeness does.",
-            search_aliases=["sparse atoms", "density", "prune"],
+            search_aliases=["sparse atoms", "density", "prune", "count"],
             inputs=[
                 dictionary_input(),
                 io.Float.Input(
@@ -181,8 +181,10 @@ class KeepTopAtoms(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "by",
-                    options=["importance", "random"],
-                    tooltip="What decides which atoms stay. Random is for comparison: the likeness goes sooner.",
+                    options=["importance", "contrast", "random"],
+                    tooltip="What decides which atoms stay. contrast prefers atoms that are silent where the prompt doesn't name "
+                    "what was learnt, so that the rest of the picture loosens first; it differs from importance if the "
+                    "dictionary was trained with prior prompts. random is for comparison: the likeness goes sooner.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -191,13 +193,24 @@ class KeepTopAtoms(io.ComfyNode):
                     max=2**31,
                     tooltip="Another seed drops other atoms. Matters for random only.",
                 ),
+                io.Int.Input(
+                    "count",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    tooltip="How many atoms stay, in place of a share: 50 keeps the best fifty (of each layer or site, if that is "
+                    "the scope). 0 goes by density.",
+                    optional=True,
+                ),
             ],
             outputs=[dictionary_output()],
         )
 
     @classmethod
-    def execute(cls, dictionary: SparseAdapter, density: float, scope: str, by: str, seed: int) -> io.NodeOutput:
-        return io.NodeOutput(dictionary.with_controls(Keep(density, scope, by, seed)))
+    def execute(
+        cls, dictionary: SparseAdapter, density: float, scope: str, by: str, seed: int, count: int = 0
+    ) -> io.NodeOutput:
+        return io.NodeOutput(dictionary.with_controls(Keep(density, scope, by, seed, count)))
 
 
 class SoloAtoms(ControlNode):

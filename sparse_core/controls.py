@@ -268,32 +268,37 @@ class Conditioning:
 class Keep:
     """The density slider: keeps the most important atoms and drops the rest.
 
-    ``density`` is the share kept (0..1); ``scope`` says among which atoms the share is taken; ``by`` ranks by importance
-    or, for comparison, at random with ``seed``.
+    ``density`` is the share kept (0..1), unless ``count`` says how many; ``scope`` says among which atoms; ``by`` ranks by
+    importance, by contrast (importance where the prompt names what was learnt, less that elsewhere) or, for comparison, at
+    random with ``seed``.
     """
 
     density: float
     scope: Literal["dictionary", "layer", "site"] = "dictionary"
-    by: Literal["importance", "random"] = "importance"
+    by: Literal["importance", "contrast", "random"] = "importance"
     seed: int = 0
+    count: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.density <= 1:
             raise ValueError(f"Density is {self.density}; expected a share from 0 (no atom) to 1 (all atoms).")
+        if self.count < 0:
+            raise ValueError(f"The number of atoms to keep is {self.count}; expected 0 (go by density) or more.")
 
     def apply(self, state: State, dictionary: SparseDictionary) -> State:
         kept = {site: torch.zeros(len(atoms), dtype=torch.bool) for site, atoms in dictionary.sites.items()}
         scores = self._scores(dictionary)
         for sites in self._groups(dictionary).values():
             joined = torch.cat([scores[site] for site in sites])
-            best = joined.argsort(descending=True, stable=True)[: round(self.density * len(joined))]
+            count = self.count or round(self.density * len(joined))
+            best = joined.argsort(descending=True, stable=True)[:count]
             flags = torch.zeros(len(joined), dtype=torch.bool).index_fill(0, best, True)
             kept.update(zip(sites, flags.split([len(scores[site]) for site in sites]), strict=True))
 
         def change(site: SiteState, selected: Tensor) -> SiteState:
             return replace(site, kept=site.kept & selected)
 
-        return state.update(Selected(kept, self.density > 0), change)
+        return state.update(Selected(kept, self.count > 0 or self.density > 0), change)
 
     def _groups(self, dictionary: SparseDictionary) -> dict[object, list[Site]]:
         groups: dict[object, list[Site]] = {}
@@ -304,6 +309,8 @@ class Keep:
     def _scores(self, dictionary: SparseDictionary) -> dict[Site, Tensor]:
         if self.by == "importance":
             return {site: atoms.importance.float().cpu() for site, atoms in dictionary.sites.items()}
+        if self.by == "contrast":
+            return {s: (atoms.importance - atoms.elsewhere).float().cpu() for s, atoms in dictionary.sites.items()}
         generator = torch.Generator().manual_seed(self.seed)
         return {site: torch.rand(len(atoms), generator=generator) for site, atoms in dictionary.sites.items()}
 

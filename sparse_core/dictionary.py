@@ -30,6 +30,12 @@ class Atoms:
     """(m,) mean |z_j| |d_j| over the rms of y, as measured in training; 0 where never measured."""
     normalise: bool = True
     """Whether the encoder reads x / rms(x) (a dictionary) or x itself (an imported LoRA)."""
+    elsewhere: Tensor = None  # type: ignore[assignment]
+    """(m,) importance at prompts that don't name what was learnt; 0 where never measured, as by default."""
+
+    def __post_init__(self) -> None:
+        if self.elsewhere is None:
+            object.__setattr__(self, "elsewhere", torch.zeros_like(self.importance))
 
     def __len__(self) -> int:
         return len(self.directions)
@@ -118,8 +124,9 @@ class SparseDictionary:
             )
 
     def parameters(self) -> int:
-        """Number of stored values that act on a picture (importance does not)."""
-        return sum(t.numel() for atoms in self.sites.values() for n, t in atoms.tensors().items() if n != "importance")
+        """Number of stored values that act on a picture (what was measured of atoms does not)."""
+        acting = ("encoder", "bias", "threshold", "directions")
+        return sum(getattr(atoms, name).numel() for atoms in self.sites.values() for name in acting)
 
     def of_layer(self, layer: int) -> Iterator[tuple[Projection, Atoms]]:
         """The sites of one layer."""

@@ -174,6 +174,7 @@ def _read_sites(
     file: str, layers: tuple[Layer, ...], dense_input: set[str], tensors: Mapping[str, Tensor]
 ) -> dict[Site, Atoms]:
     names = [f.name for f in fields(Atoms) if f.name != "normalise"]
+    optional = {"elsewhere"}  # came later: files of before are as good
     remaining = {key: tensor.float() for key, tensor in tensors.items()}
     sites = {}
     for number, layer in enumerate(layers):
@@ -182,7 +183,7 @@ def _read_sites(
             found = {name: remaining.pop(key) for name in names if (key := _key(layer, site, name)) in remaining}
             if not found:
                 continue
-            if missing := [name for name in names if name not in found]:
+            if missing := [name for name in names if name not in found and name not in optional]:
                 raise DictionaryFileError(f"{file} is damaged: {site} has no {', '.join(missing)}. Get the file anew.")
             for name, tensor in found.items():
                 if not bool(torch.isfinite(tensor).all()):

@@ -61,10 +61,17 @@ def measure(
     return measurement
 
 
-def with_importance(dictionary: SparseDictionary, measured: Measurement) -> SparseDictionary:
-    """The dictionary with its measured importance stored."""
+def with_importance(
+    dictionary: SparseDictionary, measured: Measurement, elsewhere: Measurement | None = None
+) -> SparseDictionary:
+    """The dictionary with its measured importance stored; ``elsewhere`` is that at prompts that don't name what was
+    learnt."""
     means = measured.mean_importance()
+    others = {} if elsewhere is None else elsewhere.mean_importance()
     return replace(
         dictionary,
-        sites={site: replace(atoms, importance=means[site]) for site, atoms in dictionary.sites.items()},
+        sites={
+            site: replace(atoms, importance=means[site], elsewhere=others.get(site, torch.zeros_like(means[site])))
+            for site, atoms in dictionary.sites.items()
+        },
     )

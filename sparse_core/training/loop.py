@@ -210,7 +210,8 @@ def train(
     :param held_out: pictures to watch for overfitting.
     :param autosave: a file for the training's state: written every ``autosave_every`` steps and at a stop, gone on from
         where it exists, removed when the training has finished.
-    :returns: the dictionary, directions of unit norm, importance measured on the examples.
+    :returns: the dictionary, directions of unit norm, importance measured on the examples, and on prior examples what it
+        is elsewhere.
     :raises ValueError: there are no examples, the loss stops being a number, or ``autosave`` is of another training.
     :raises MemoryError: the device's memory does not suffice.
     """
@@ -240,8 +241,10 @@ def train(
                 autosave.unlink(missing_ok=True)
         trainer.use_mean()
         finished = learner.snapshot()
+    kept = [example for example in examples if example.prior]
     subjects = [example for example in examples if not example.prior] or examples
     measured = measure(host, finished, subjects, seed=settings.seed)
+    elsewhere = measure(host, finished, kept, seed=settings.seed) if kept else None
     record = {
         **settings.record(),
         "steps_done": trainer.step,
@@ -249,4 +252,4 @@ def train(
         "atoms_reseeded": learner.reseeded,
         "active_share": measured.active_share(),
     }
-    return replace(with_importance(finished, measured), metadata={**(metadata or {}), "training": record})
+    return replace(with_importance(finished, measured, elsewhere), metadata={**(metadata or {}), "training": record})

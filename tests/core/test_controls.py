@@ -231,6 +231,33 @@ def test_random_keep_is_repeatable_and_its_seed_matters() -> None:
     assert first != kept(Keep(0.5))
 
 
+@given(count=st.integers(1, 40), scope=st.sampled_from(["dictionary", "layer", "site"]))
+def test_a_count_keeps_so_many_of_each_scope(count: int, scope: str) -> None:
+    rows = kept(Keep(0, scope, count=count))
+    group = {"dictionary": lambda site: "", "layer": lambda site: site.partition(".")[0], "site": lambda site: site}[
+        scope
+    ]
+    sizes, found = Counter(), Counter()
+    for site, row in rows.items():
+        sizes[group(site)] += len(row)
+        found[group(site)] += sum(row)
+    assert found == {name: min(count, size) for name, size in sizes.items()}
+
+
+def test_a_negative_count_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"number of atoms to keep is -1; expected 0"):
+        Keep(0.5, count=-1)
+
+
+def test_contrast_prefers_atoms_that_are_silent_elsewhere() -> None:
+    measured = with_importance(torch.tensor([1.0, 8, 7, 6, 2, 5, 3, 4]))
+    elsewhere = iter(torch.tensor([0.0, 7.5, 6, 0, 0, 4, 0, 0]).split(4))
+    dictionary = measured.map(lambda atoms: replace(atoms, elsewhere=next(elsewhere)))
+    f, t = False, True
+    assert kept(Keep(0.5, by="contrast"), dictionary) == {"L0.q": [f, f, f, t], "L1.v": [t, f, t, t]}
+    assert kept(Keep(0.5, by="contrast"), measured) == kept(Keep(0.5), measured)
+
+
 @pytest.mark.parametrize("density", [-0.1, 1.1, math.nan])
 def test_a_density_out_of_range_is_refused(density: float) -> None:
     with pytest.raises(ValueError, match=r"Density is .*; expected a share from 0"):

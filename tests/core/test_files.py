@@ -423,6 +423,15 @@ def test_a_missing_tensor_is_named(saved: Path, name: str) -> None:
     assert f"L3.o has no {name}" in message
 
 
+def test_a_file_of_before_importance_elsewhere_was_measured(saved: Path) -> None:
+    def forget(tensors: dict[str, Tensor]) -> None:
+        for key in [key for key in tensors if key.endswith(".elsewhere")]:
+            del tensors[key]
+
+    loaded = load_dictionary(with_tensors(saved, forget))
+    assert not any(bool(atoms.elsewhere.any()) for atoms in loaded.sites.values())
+
+
 @pytest.mark.parametrize("name", ["middle.0.0.attn2.o.colour", "up.0.0.attn1.q.encoder", "x"])
 def test_a_tensor_too_many_is_named(saved: Path, name: str) -> None:
     message = complaint(with_tensors(saved, lambda tensors: tensors.update({name: torch.zeros(1)})))

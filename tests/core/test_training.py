@@ -200,6 +200,14 @@ def test_pictures_to_keep_alone_can_be_trained_on(host: DiffusersHost) -> None:
     assert math.isfinite(learnt.metadata["training"]["final_loss"])
 
 
+def test_importance_elsewhere_is_measured_on_the_pictures_to_keep(host: DiffusersHost) -> None:
+    alone = train(host, make_examples(), replace(QUICK, steps=2))
+    both = train(host, make_examples() + make_examples(seed=9, prior=True), replace(QUICK, steps=2))
+    assert not any(bool(atoms.elsewhere.any()) for atoms in alone.sites.values())
+    assert all(bool(atoms.elsewhere.any()) for atoms in both.sites.values())
+    assert not any(torch.equal(atoms.elsewhere, atoms.importance) for atoms in both.sites.values())
+
+
 # ------------------------------------------------------------------------------------------------- stopping and resuming
 
 
