@@ -108,7 +108,7 @@ class World:
         picture = self.add(graph, "EmptyImage", width=SIDE, height=SIDE, color=0x3366CC)
         latents = graph.add("VAEEncode", pixels=picture[0], vae=loader[2])
         caption = graph.add("CLIPTextEncode", text="a robot", clip=loader[1])
-        small = {"steps": 2, "batch": 1, "atoms": 4, "threshold": 1.0}
+        small = {"steps": 2, "batch": 1, "atoms": 4, "threshold": 0.2}
         connected = {"model": loader[0], "latents": latents[0], "captions": caption[0]}
         return self.add(graph, "SparseAtoms_Train", **{**connected, **small, **given})
 
@@ -171,7 +171,7 @@ def test_training_learns_at_every_site(trained: Path) -> None:
     dictionary = load_dictionary(trained)
     assert len(dictionary.sites) == 4 * len(dictionary.layers)
     learnt = [bool(atoms.directions.any()) for atoms in dictionary.sites.values()]
-    assert sum(learnt) > 0.9 * len(learnt)
+    assert sum(learnt) > 0.98 * len(learnt)
 
 
 def test_cancelling_keeps_what_was_learnt(world: World) -> None:
