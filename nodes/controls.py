@@ -135,19 +135,32 @@ class AtomSchedule(ControlNode):
                     "keyframes",
                     default="0, 1, 0",
                     tooltip="For the curve keyframes: strengths at equal distances from start to end, such as 0, 1, 0 for a "
-                    "swell in the middle. A list of floats from another node may be connected as text.",
+                    "swell in the middle.",
                     optional=True,
                 ),
                 atoms_input("*", "Which atoms follow the schedule; the others act all the time."),
+                io.Custom("FLOATS").Input(
+                    "floats",
+                    tooltip="Strengths from another node, one after the other from start to end, such as those that drive hook "
+                    "keyframes. They take the place of the curve; with keyframes (steps) they jump, else they glide.",
+                    optional=True,
+                ),
             ],
             outputs=[dictionary_output()],
         )
 
     @classmethod
     def execute(
-        cls, dictionary: SparseAdapter, start: float, end: float, curve: str, atoms: str, keyframes: str = "1"
+        cls,
+        dictionary: SparseAdapter,
+        start: float,
+        end: float,
+        curve: str,
+        atoms: str,
+        keyframes: str = "1",
+        floats: list[float] | float | None = None,
     ) -> io.NodeOutput:
-        shape = Curve.named(curve, start, end, keyframes)
+        shape = Curve.named(curve, start, end, keyframes, floats)
         return io.NodeOutput(dictionary.with_controls(Schedule(shape, parse_selection(atoms))))
 
 

@@ -186,13 +186,20 @@ class Curve:
             raise ValueError(f"A schedule has the keyframes {self.values}; expected finite numbers.")
 
     @classmethod
-    def named(cls, name: str, start: float, end: float, keyframes: str = "1") -> Curve:
-        """A curve by the name an artist picks; ``keyframes`` are numbers separated by commas or spaces.
+    def named(
+        cls, name: str, start: float, end: float, keyframes: str = "1", floats: Sequence[float] | float | None = None
+    ) -> Curve:
+        """A curve by the name an artist picks.
 
+        :param keyframes: numbers separated by commas or spaces, for the curves in `KEYFRAMED`.
+        :param floats: keyframes as ComfyUI's FLOATS: they replace ``keyframes``, and any other curve.
         :raises ValueError: there is no such curve, or a keyframe is no number.
         """
         values, interpolation = CURVES.get(name, ((), "linear"))
-        if name in KEYFRAMED:
+        if floats is not None:
+            given = floats if isinstance(floats, Sequence) else [floats]
+            values, interpolation = tuple(map(float, given)), KEYFRAMED.get(name, "linear")
+        elif name in KEYFRAMED:
             interpolation = KEYFRAMED[name]
             words = keyframes.strip("[]() \n").replace(",", " ").split()
             try:

@@ -398,6 +398,13 @@ def test_curves_by_name(name: str, expected: tuple[float, ...]) -> None:
     assert name in {**CURVES, **KEYFRAMED}
 
 
+@pytest.mark.parametrize(("name", "middle"), [("constant", 1.5), ("keyframes", 1.5), ("keyframes (steps)", 2.0)])
+def test_floats_of_another_node_take_the_place_of_the_curve(name: str, middle: float) -> None:
+    curve = Curve.named(name, 0.2, 0.6, "7", [1, 2])
+    assert [curve(p) for p in (0.2, 0.4, 0.6)] == pytest.approx([1, middle, 2])
+    assert Curve.named(name, 0, 1, floats=0.5)(0.3) == 0.5
+
+
 def test_an_unknown_curve_and_words_for_keyframes_are_refused() -> None:
     with pytest.raises(ValueError, match="no curve 'wobble'; expected one of constant, "):
         Curve.named("wobble", 0, 1)
