@@ -4,6 +4,7 @@
     python -m benchmarks.quality --quick     few concepts and methods, half an hour
     python -m benchmarks.quality --sprites FOLDER --methods ours,lora --out DIR     your own RGBA PNGs
     python -m benchmarks.quality --tune --methods lora     learning rates and steps, on the development half
+    python -m benchmarks.quality --round threshold         a hypothesis of rounds.py, on the development half
 
 Every figure is kept as soon as it is measured: a run that was stopped goes on where it was. A change of code, settings
 or model measures anew what depends on it.
@@ -26,9 +27,10 @@ from . import report
 from .concepts import CONCEPTS, HALVES, STYLES_OF_HALF, Task, sprite_files, tasks
 from .methods import Method, Point
 from .presets import CONTROLS, METHODS, OURS, density_points, named
+from .rounds import ROUNDS
 from .summary import gain_kept, looks, summary
 from .table import Keys, Setup, Unit, fill
-from .tuning import tune
+from .tuning import grid, search
 
 HERE = Path(__file__).parent
 DENSITIES = (0.5, 0.25, 0.1)
@@ -101,6 +103,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     cores = os.cpu_count() or 1
     parser.add_argument("--quick", action="store_true", help="the half-hour tier")
     parser.add_argument("--tune", action="store_true", help="search settings on the development half, keep a log")
+    parser.add_argument("--round", choices=ROUNDS, action="append", help="try a hypothesis; may be repeated")
     parser.add_argument("--sprites", type=Path, metavar="FOLDER", help="teach these RGBA PNGs instead")
     parser.add_argument("--methods", metavar="NAMES", help="such as ours,lora,dora,loha,adapter,ti (default: all)")
     parser.add_argument("--seeds", type=int, metavar="N", help="how many (default: 2, quick: 1)")
@@ -141,17 +144,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setup = Setup(
         model=options.model or bundled_path(),
         cache=options.cache,
-        tasks=tuple(chosen),
+        tasks=tuple(choose_tasks(WHOLE, options.sprites)),
         art=options.art,
         sprites=options.sprites,
         prompts=tier.prompts,
         unrelated=tier.unrelated,
         recogniser_steps=options.recogniser_steps,
     )
+    searches = {name: ROUNDS[name].variants for name in options.round or ()}
     if options.tune:
+        searches["rates and steps"] = [variant for method in methods for variant in grid(method)]
+    if searches:
         subjects = [task for task in chosen if task.half == "dev" and task.kind == "concept"][:TUNED_ON]
-        log = options.out / "quality-tuning.jsonl"
-        tune(setup, subjects, methods, tier.seeds[0], options.workers, options.threads, log)
+        log = options.out / "quality-searches.jsonl"
+        for title, variants in searches.items():
+            search(setup, subjects, variants, tier.seeds[0], options.workers, options.threads, log, title)
         return
     work = units(chosen, tier, methods, controls)
     found = measured(setup, work, options)

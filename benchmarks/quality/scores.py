@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,11 +39,11 @@ class Answers:
 class Scorer:
     """Scores pictures of one studio's tasks."""
 
-    def __init__(self, judge: Judge, studio: Studio, recognisers: Mapping[str, Recogniser]) -> None:
+    def __init__(self, judge: Judge, studio: Studio, recogniser: Callable[[str], Recogniser]) -> None:
         """
-        :param recognisers: by kind of task.
+        :param recogniser: kind of task to who recognises what is taught.
         """
-        self.judge, self.studio, self.recognisers = judge, studio, recognisers
+        self.judge, self.studio, self.recogniser = judge, studio, recogniser
 
     def answers(self, task: Task, asked: Sequence[Asked], pictures: np.ndarray) -> Answers:
         """Scores of pictures, uint8 (n, h, w, 3), for their prompts."""
@@ -63,7 +63,7 @@ class Scorer:
         return Answers(
             hits=[sum(one.values()) for one in seen],
             asked=[len(one) for one in seen],
-            recognised=self.recognisers[task.kind].certainty(np.stack(views), task.name),
+            recognised=self.recogniser(task.kind).certainty(np.stack(views), task.name),
             closeness=closeness,
         )
 

@@ -7,7 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,7 @@ class Setup:
     model: Path
     cache: Path
     tasks: tuple[Task, ...]
+    """All that the recognisers tell apart, whether it is measured or not."""
     art: Path | None = None
     sprites: Path | None = None
     prompts: int = 40
@@ -141,27 +142,26 @@ class Lab:
 
     @cached_property
     def scorer(self) -> Scorer:
-        """Judge and recognisers; those that are not there yet are trained."""
-        return Scorer(Judge.load(self.setup.model / "judge"), self.studio, self._recognisers())
+        """Judge and recognisers."""
+        return Scorer(Judge.load(self.setup.model / "judge"), self.studio, self.recogniser)
 
-    def _recognisers(self) -> dict[str, recognisers.Recogniser]:
+    @cache  # noqa: B019 - a lab lives as long as its process
+    def recogniser(self, kind: str) -> recognisers.Recogniser:
+        """Of things or of styles; trained if it is not there yet."""
         tasks, steps = self.setup.tasks, self.setup.recogniser_steps
-        labels = {"concept": recognisers.thing_labels(tasks), "style": recognisers.style_labels()}
-        found = {}
-        for kind in {task.kind for task in tasks}:
-            path = self.cells.folder / "recogniser" / f"{self.keys.recogniser()}-{kind}.safetensors"
-            if path.is_file():
-                found[kind] = recognisers.Recogniser.load(path, labels[kind])
-                continue
-            crop = kind == "concept"
-            samples = (
-                recognisers.thing_samples(self.studio, tasks, seed=1)
-                if crop
-                else recognisers.style_samples(self.studio, tasks[0], seed=1)
-            )
-            found[kind] = recognisers.train_recogniser(samples, labels[kind], crop, steps, seed=1)
-            found[kind].save(path)
-        return found
+        crop = kind == "concept"
+        labels = recognisers.thing_labels(tasks) if crop else recognisers.style_labels()
+        path = self.cells.folder / "recogniser" / f"{self.keys.recogniser()}-{kind}.safetensors"
+        if path.is_file():
+            return recognisers.Recogniser.load(path, labels)
+        samples = (
+            recognisers.thing_samples(self.studio, tasks, seed=1)
+            if crop
+            else recognisers.style_samples(self.studio, tasks[0], seed=1)
+        )
+        made = recognisers.train_recogniser(samples, labels, crop, steps, seed=1)
+        made.save(path)
+        return made
 
     def reference(self, task: Task) -> dict[str, Any]:
         """What the base, right answers, wrong answers and lessons learnt by heart score: the ends of the scales."""
@@ -260,7 +260,8 @@ def fill(setup: Setup, units: Sequence[Unit], workers: int, threads: int) -> Non
     print(f"{total} cells, {done} of them known. Preparing the recognisers.", flush=True)
     torch.set_num_threads(workers * threads)
     lab = Lab(setup)
-    lab.scorer  # noqa: B018 - trained once, before the workers look for it
+    for kind in {unit.task.kind for unit in missing}:
+        lab.recogniser(kind)  # trained once, before the workers look for it
     for half in {unit.task.half for unit in missing}:
         lab.base_pictures(half)
     torch.set_num_threads(threads)

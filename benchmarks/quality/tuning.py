@@ -1,17 +1,22 @@
-"""A search for each method's own best settings, on the development half alone."""
+"""Searches for better settings, on the development half alone."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+
+from sparse_core.training import TrainingSettings
 
 from ..cells import Cells
 from .concepts import Task
+from .curves import likeness
 from .methods import Method, Point
-from .summary import looks, mean
+from .presets import METHODS
+from .summary import ALIGNED, Look, average, best_likeness, looks, mean
 from .table import Keys, Setup, Unit, fill
 
 RATES = (0.25, 0.5, 1.0, 2.0)
@@ -31,29 +36,55 @@ def grid(method: Method) -> Iterator[Method]:
             yield replace(method, settings=replace(settings, learning_rate=method.settings.learning_rate * rate))
 
 
-def tune(
-    setup: Setup, tasks: Sequence[Task], methods: Sequence[Method], seed: int, workers: int, threads: int, log: Path
+def search(
+    setup: Setup,
+    tasks: Sequence[Task],
+    variants: Sequence[Method],
+    seed: int,
+    workers: int,
+    threads: int,
+    log: Path,
+    title: str,
 ) -> None:
-    """Tries the grid and appends a line for every setting to the log, the best of each method last."""
-    units = [Unit(t, seed, variant, POINTS) for t in tasks for method in methods for variant in grid(method)]
+    """Tries all variants and their present settings, and appends a line for each to the log, the best of a method last.
+
+    :param title: what the search is for; stands in every line.
+    """
+    present = [METHODS[name] for name in dict.fromkeys(variant.name for variant in variants)]
+    tried = list(dict.fromkeys([*present, *variants]))
+    units = [Unit(task, seed, variant, POINTS) for task in tasks for variant in tried]
     fill(setup, units, workers, threads)
     found = looks(Keys(setup), Cells(setup.cache, {"table": "quality"}), units)
     log.parent.mkdir(parents=True, exist_ok=True)
+    lines = [line(title, variant, [look for look in found if look.unit.method == variant]) for variant in tried]
+    lines.sort(key=lambda one: (one["method"], one["hypervolume"]))
     with log.open("a") as file:
-        for method in methods:
-            lines = []
-            for variant in grid(method):
-                mine = [look for look in found if look.unit.method == variant]
-                lines.append(
-                    {
-                        "method": variant.name,
-                        "learning_rate": variant.settings.learning_rate,
-                        "word_rate": variant.word_rate,
-                        "steps": variant.settings.steps,
-                        "tasks": [task.name for task in tasks],
-                        "hypervolume": mean(look.hypervolume() for look in mine),
-                    }
-                )
-            for line in sorted(lines, key=lambda line: line["hypervolume"]):
-                file.write(json.dumps(line) + "\n")
-            print(f"Best of {method.name}: {max(lines, key=lambda line: line['hypervolume'])}")
+        for one in lines:
+            file.write(json.dumps(one) + "\n")
+            print(one)
+
+
+def line(title: str, variant: Method, mine: Sequence[Look]) -> dict[str, Any]:
+    """The figures of one variant."""
+    at = {point: average(mine, point) for point in POINTS}
+    best = best_likeness([(a["text"], a["likeness"]) for a in at.values()], ALIGNED)
+    base = mean(likeness(look.reference["base"]) for look in mine)
+    shares = [look.training["active_share"] for look in mine if look.training["active_share"] is not None]
+    return {
+        "search": title,
+        "method": variant.name,
+        "settings": _differences(variant),
+        "tasks": sorted({look.unit.task.name for look in mine}),
+        "hypervolume": mean(look.hypervolume() for look in mine),
+        "likeness_at_text_95": None if best is None else best - base,
+        "at_full_strength": at[Point()],
+        "active_share": mean(shares) if shares else None,
+        "training_seconds": mean(look.training["seconds"] for look in mine),
+    }
+
+
+def _differences(variant: Method) -> dict[str, Any]:
+    """What differs from the trainer's defaults."""
+    defaults = asdict(TrainingSettings())
+    changed = {name: value for name, value in asdict(variant.settings).items() if value != defaults[name]}
+    return {**changed, "word_rate": variant.word_rate}

@@ -1,0 +1,62 @@
+"""Rounds of research: a hypothesis each, with the settings that could refute it, tried on the development half alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from .methods import Method
+from .presets import METHODS, OURS
+
+
+class Round(NamedTuple):
+    """One sweep. The present settings are always tried beside it."""
+
+    hypothesis: str
+    variants: Sequence[Method]
+
+
+def ours(**changes: Any) -> Method:
+    """Our method with other training settings."""
+    present = METHODS[OURS]
+    return replace(present, settings=replace(present.settings, **changes))
+
+
+def peer(name: str, rate: float, steps: int | None = None) -> Method:
+    """A peer with another learning rate and number of steps."""
+    present = METHODS[name]
+    settings = replace(present.settings, learning_rate=rate, steps=steps or present.settings.steps)
+    return replace(present, settings=settings)
+
+
+ROUNDS = {
+    "rates": Round(
+        "Encoders that learn more slowly than directions hold on to fewer of the pictures' other features.",
+        [
+            ours(learning_rate=rate, encoder_rate=share)
+            for rate, share in ((2e-3, 1.0), (4e-3, 0.33), (8e-3, 0.33), (8e-3, 0.1), (6e-3, 0.33))
+        ],
+    ),
+    "threshold": Round(
+        "Other thresholds trade likeness for text at a better rate.",
+        [ours(threshold=threshold) for threshold in (1.0, 1.5, 2.5)],
+    ),
+    "selective": Round(
+        "Silence at prior prompts lowers drift and leaves the likeness.",
+        [ours(selective=weight) for weight in (1e-4, 1e-3, 1e-2)],
+    ),
+    "steps": Round(
+        "The weak side, likeness, wants more steps.",
+        [ours(steps=steps) for steps in (600, 800)] + [ours(steps=800, learning_rate=2e-3)],
+    ),
+    "word": Round(
+        "Slower words leave more to the atoms, which are the sparse part.",
+        [replace(METHODS[OURS], word_rate=rate) for rate in (1e-3, 3e-3, 3e-2)],
+    ),
+    "peers": Round(
+        "The peers' settings are not their best.",
+        [peer("LoRA", rate, steps) for rate in (1e-3, 2e-3, 4e-3) for steps in (400, 800)]
+        + [peer("Adapter", rate) for rate in (1e-3, 4e-3)],
+    ),
+}
