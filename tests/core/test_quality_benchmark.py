@@ -201,12 +201,14 @@ def test_a_killed_run_goes_on_where_it_was(setup: Setup, monkeypatch: pytest.Mon
     class Lab(table.Lab):
         """One that measures nothing, and is killed at the third look."""
 
-        scorer = None
         limit = 3
 
         def __init__(self, setup: Setup) -> None:
             self.setup, self.keys = setup, Keys(setup)
             self.cells = Cells(setup.cache, {"table": "quality"})
+
+        def recogniser(self, kind: str) -> None:
+            return None
 
         def base_pictures(self, half: str) -> None:
             return None
