@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.files import save_dictionary
 from ..sparse_core.hosts.comfyui import ComfyHost, examples_of, single_entries
-from ..sparse_core.training import Progress, TrainingSettings, prior_examples, train
+from ..sparse_core.training import Preview, Progress, TrainingSettings, prior_examples, train
 from ..sparse_core.training.metadata import file_metadata
 from . import folders
 from .types import CATEGORY, dictionary_output
@@ -126,7 +126,22 @@ class TrainSparseDictionary(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="The empty prompt, through CLIP Text Encode: needed to paint the prior pictures.",
+                    tooltip="The empty prompt, through CLIP Text Encode: needed to paint the prior pictures and the preview.",
+                ),
+                io.Conditioning.Input(
+                    "preview",
+                    optional=True,
+                    tooltip="A prompt with the new word, through CLIP Text Encode. Its picture is painted again and again while "
+                    "the model learns and is shown on this node, so that you see when to stop. Does not change what is learnt.",
+                ),
+                io.Int.Input(
+                    "preview_every",
+                    default=50,
+                    min=1,
+                    max=100_000,
+                    tooltip="Steps between two preview pictures. Lower shows the picture change sooner and takes longer.",
+                    optional=True,
+                    advanced=True,
                 ),
                 io.Mask.Input(
                     "loss_mask",
@@ -199,6 +214,8 @@ class TrainSparseDictionary(io.ComfyNode):
         seed: list[int],
         prior: list[list] | None = None,
         negative: list[list] | None = None,
+        preview: list[list] | None = None,
+        preview_every: Sequence[int] = (50,),
         loss_mask: list[torch.Tensor] | None = None,
         selective: Sequence[float] = (DEFAULTS.selective,),
         checkpointing: Sequence[bool] = (DEFAULTS.checkpointing,),
@@ -222,19 +239,23 @@ class TrainSparseDictionary(io.ComfyNode):
         host = ComfyHost(model[0])
         show = latent_preview.prepare_callback(model[0], steps[0])
         losses: list[float] = []
+        newest: list[torch.Tensor] = []
+
+        def keep_picture(_step: int, latents: torch.Tensor) -> None:
+            newest[:] = [latents]
 
         def on_step(progress: Progress) -> None:
             losses[:] = progress.losses
-            show(progress.step - 1, progress.estimate, None, progress.steps)
+            show(progress.step - 1, newest[0] if newest else progress.estimate, None, progress.steps)
             throw_exception_if_processing_interrupted()
 
         examples = examples_of(host, latents, captions, loss_mask)
+        shape = tuple(examples[0].latents.shape)
+        if (prior or preview) and not negative:
+            raise ValueError(
+                "A prior or preview prompt is connected, but no negative prompt. Connect an empty CLIP Text Encode to it."
+            )
         if prior:
-            if not negative:
-                raise ValueError(
-                    "Prior prompts are connected, but no negative prompt. Connect an empty CLIP Text Encode to it."
-                )
-            shape = tuple(examples[0].latents.shape)
             examples += prior_examples(
                 host, single_entries(prior), negative[0], shape, on_step=throw_exception_if_processing_interrupted
             )
@@ -247,6 +268,15 @@ class TrainSparseDictionary(io.ComfyNode):
             settings,
             on_step,
             metadata=file_metadata(name[0]),
+            preview=preview
+            and Preview(
+                host.stack_conditions(single_entries(preview)[:1]),
+                host.stack_conditions(single_entries(negative)[:1]),
+                shape,
+                keep_picture,
+                preview_every[0],
+                on_step=throw_exception_if_processing_interrupted,
+            ),
             autosave=state,
         )
         if len(losses) < settings.steps:

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from .analysis.ranking import importance_curve, ranking
@@ -25,8 +27,11 @@ from .dictionary import SparseDictionary
 from .files import SUFFIX, load_dictionary, save_dictionary
 from .layers import PROJECTIONS
 from .plan import MaskPlacementError
-from .training import Progress, TrainingSettings, TrainingStopped, train
+from .training import Preview, Progress, TrainingSettings, TrainingStopped, train
 from .training.metadata import file_metadata
+
+if TYPE_CHECKING:
+    from .hosts.diffusers import DiffusersHost
 
 PROGRAM = "sparse-atoms"
 INTERRUPTED = 130
@@ -140,6 +145,11 @@ def add_train(commands: argparse._SubParsersAction) -> None:
             metavar=",".join(choices),
             help=f"which {name} get atoms (default: {','.join(default)})",
         )
+    preview = parser.add_argument_group("pictures along the way")
+    preview.add_argument(
+        "--preview-prompt", metavar="PROMPT", help="drawn again and again, into the folder NAME_previews beside --out"
+    )
+    preview.add_argument("--preview-every", type=int, default=50, metavar="N", help="steps between two (default: 50)")
     parser.set_defaults(run=run_train)
 
 
@@ -174,6 +184,7 @@ def run_train(options: argparse.Namespace) -> int:
         pictures[0].picture,
         keep_captions=options.keep_captions,
     )
+    preview = preview_of(host, options, out) if options.preview_prompt else None
     with stop_on_interrupt() as stopped, tqdm(total=settings.steps, desc="training", unit="step") as bar:
 
         def on_step(progress: Progress) -> None:
@@ -182,13 +193,28 @@ def run_train(options: argparse.Namespace) -> int:
             if stopped:
                 raise TrainingStopped
 
-        dictionary = train(host, examples, settings, on_step, metadata)
+        dictionary = train(host, examples, settings, on_step, metadata, preview=preview)
     save_dictionary(dictionary, out)
     print(f"{out}: {len(dictionary)} atoms, {out.stat().st_size / 1000:.0f} kB")
     if stopped:
         print(f"{PROGRAM}: interrupted; what was learnt in {bar.n} steps is saved.", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def preview_of(host: DiffusersHost, options: argparse.Namespace, out: Path) -> Preview:
+    """Pictures of a prompt in the folder beside ``out``, named by the steps done."""
+    from .pictures import decode_latents, write_picture
+
+    def show(step: int, latents: Tensor) -> None:
+        (picture,) = decode_latents(host, latents)
+        write_picture(picture, out.with_name(f"{out.stem}_previews") / f"step_{step:05}.png")
+
+    unet = host.unet.config
+    condition, negative = (host.encode_prompt(prompt) for prompt in (options.preview_prompt, ""))
+    return Preview(
+        condition, negative, (unet.in_channels, unet.sample_size, unet.sample_size), show, options.preview_every
+    )
 
 
 @contextmanager

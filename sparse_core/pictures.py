@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from .files import write_atomically
 from .hosts.diffusers import DiffusersHost
@@ -58,6 +59,14 @@ def encode_pictures(host: DiffusersHost, pictures: Sequence[CaptionedPicture]) -
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         scaled = latents[0].float().cpu() * vae.config.scaling_factor
         yield Example(scaled, host.encode_prompt(caption, (picture.height, picture.width)))
+
+
+@torch.no_grad()
+def decode_latents(host: DiffusersHost, latents: Tensor) -> list[Image.Image]:
+    """The pictures of clean latents, (rows, channels, height, width), scaled as the UNet sees them."""
+    pipeline, vae = host.pipeline, host.pipeline.vae
+    pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.device, vae.dtype)).sample
+    return pipeline.image_processor.postprocess(pixels.float())
 
 
 def read_picture(path: Path) -> Image.Image:

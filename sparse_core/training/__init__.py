@@ -2,7 +2,8 @@
 
 from ..examples import Example
 from .loop import Progress, TrainingStopped, train
+from .preview import Preview
 from .prior import prior_examples
 from .settings import TrainingSettings
 
-__all__ = ["Example", "Progress", "TrainingSettings", "TrainingStopped", "prior_examples", "train"]
+__all__ = ["Example", "Preview", "Progress", "TrainingSettings", "TrainingStopped", "prior_examples", "train"]

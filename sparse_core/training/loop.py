@@ -17,6 +17,7 @@ from ..examples import Batch, Example, draw_batch
 from ..hosts.base import Host
 from .learners import DictionaryLearner, Learner, rates
 from .objective import loss_weight, squared_error
+from .preview import Preview
 from .settings import TrainingSettings
 from .state import TrainingState
 
@@ -200,6 +201,7 @@ def train(
     metadata: dict[str, Any] | None = None,
     *,
     held_out: Sequence[Example] = (),
+    preview: Preview | None = None,
     autosave: Path | None = None,
     autosave_every: int = 50,
 ) -> SparseDictionary:
@@ -208,6 +210,7 @@ def train(
     :param on_step: called after every step; may raise `TrainingStopped`, or what the host raises when a person cancels.
     :param metadata: kept in the dictionary, beside the training record.
     :param held_out: pictures to watch for overfitting.
+    :param preview: a picture to draw along the way, before ``on_step`` is called; it changes nothing that is learnt.
     :param autosave: a file for the training's state: written every ``autosave_every`` steps and at a stop, gone on from
         where it exists, removed when the training has finished.
     :returns: the dictionary, directions of unit norm, importance measured on the examples.
@@ -224,6 +227,8 @@ def train(
                 estimate = trainer.advance()
                 if autosave is not None and trainer.step % autosave_every == 0:
                     trainer.state().save(autosave)
+                if preview is not None and trainer.step % preview.every == 0:
+                    preview.show(trainer.step, preview.draw(host, learner.adapter))
                 on_step(Progress(trainer.step, settings.steps, trainer.losses, trainer.held_out, estimate))
         except (TrainingStopped, *host.interruptions):
             if autosave is not None:

@@ -147,6 +147,28 @@ def test_a_cancelled_training_is_saved_and_the_graph_goes_on(server: Server) -> 
         assert any(atoms.directions.any() for atoms in dictionary.sites.values())
 
 
+def test_a_preview_changes_nothing_that_is_learnt(server: Server) -> None:
+    graph = Graph()
+    demo = prompts.demo(graph)
+    prompt = graph.add("CLIPTextEncode", text="a zib at night", clip=demo[1])
+    empty = graph.add("CLIPTextEncode", text="", clip=demo[1])
+    for prefix, shown in (("unwatched", {}), ("watched", {"preview": prompt[0], "negative": empty[0]})):
+        trained = prompts.training(graph, demo, seed=12, preview_every=2, **shown)
+        graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix=prefix)
+    run(server, graph)
+    unwatched, watched = (server.dictionaries / f"{name}_00001_.safetensors" for name in ("unwatched", "watched"))
+    assert watched.read_bytes() == unwatched.read_bytes()
+
+
+def test_a_preview_without_a_negative_prompt_is_refused(server: Server) -> None:
+    graph = Graph()
+    demo = prompts.demo(graph)
+    prompt = graph.add("CLIPTextEncode", text="a zib at night", clip=demo[1])
+    trained = prompts.training(graph, demo, seed=13, preview=prompt[0])
+    graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix="refused")
+    assert "no negative prompt" in server.client.run(graph).error
+
+
 def test_a_model_that_was_trained_on_still_draws_the_same(server: Server) -> None:
     graph = Graph()
     demo = prompts.demo(graph)

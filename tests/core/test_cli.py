@@ -159,13 +159,13 @@ class TestTrain:
         assert {dictionary.layers[site.layer].attention for site in dictionary.sites} == {"attn2"}
 
     def test_an_interrupt_saves_what_was_learnt(self, model, images, tmp_path, monkeypatch, capsys):
-        def train_with_an_interrupt(host, examples, settings, on_step, metadata):
+        def train_with_an_interrupt(host, examples, settings, on_step, metadata, **others):
             def step(progress):
                 if progress.step == 2:
                     signal.raise_signal(signal.SIGINT)
                 on_step(progress)
 
-            return train(host, examples, settings, step, metadata)
+            return train(host, examples, settings, step, metadata, **others)
 
         monkeypatch.setattr(cli, "train", train_with_an_interrupt)
         out = tmp_path / "interrupted.safetensors"
@@ -174,11 +174,26 @@ class TestTrain:
         assert "2 steps is saved" in capsys.readouterr().err
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
+    def test_previews_lie_beside_the_file_and_change_nothing_in_it(self, trained, model, images, tmp_path):
+        out = tmp_path / "shown.safetensors"
+        shown = ("--preview-prompt", "a zib", "--preview-every", 2, "--title", "trained")
+        assert run("train", images, "--out", out, "--model", model, *QUICK, "--steps", 4, *shown) == 0
+        folder = tmp_path / "shown_previews"
+        assert sorted(path.name for path in folder.iterdir()) == ["step_00002.png", "step_00004.png"]
+        first, second = (pixels(path) for path in sorted(folder.iterdir()))
+        assert first.shape == (SIDE, SIDE, 3) and first.std() > 0
+        assert (first != second).any()
+        plain = tmp_path / "plain.safetensors"
+        assert run("train", images, "--out", plain, "--model", model, *QUICK, "--steps", 4, "--title", "trained") == 0
+        assert plain.read_bytes() == out.read_bytes()
+
     def test_errors_are_told(self, model, images, tmp_path, capsys):
         out = ("--out", tmp_path / "x.safetensors", "--model", model)
         assert_fails(capsys, "There is no folder", "train", tmp_path / "nowhere", *out)
         assert_fails(capsys, "b.jpg has no caption", "train", images, *out)
         assert_fails(capsys, "steps is 0", "train", images, *out, "--word", "zib", "--steps", "0")
+        none = ("--word", "zib", "--preview-prompt", "a zib", "--preview-every", "0")
+        assert_fails(capsys, "every 0 steps; expected at least 1", "train", images, *out, *none)
         (tmp_path / "empty").mkdir()
         assert_fails(capsys, "holds no pictures", "train", tmp_path / "empty", *out)
         (images / "c.png").write_bytes(b"not a picture")

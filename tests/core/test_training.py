@@ -20,7 +20,7 @@ from sparse_core.examples import draw_batch
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.layers import Site
-from sparse_core.training import Example, Progress, TrainingSettings, TrainingStopped, train
+from sparse_core.training import Example, Preview, Progress, TrainingSettings, TrainingStopped, train
 from sparse_core.training.learners import DictionaryLearner, initial_dictionary
 from sparse_core.training.loop import Trainer, learning_rate_factor
 from sparse_core.training.objective import SNR_CAP, loss_weight
@@ -200,6 +200,47 @@ def test_pictures_to_keep_alone_can_be_trained_on(host: DiffusersHost) -> None:
     assert math.isfinite(learnt.metadata["training"]["final_loss"])
 
 
+# ------------------------------------------------------------------------------------------------------------- previews
+
+
+def preview_into(shown: dict[int, Tensor], **options: object) -> Preview:
+    shape = (CHANNELS, 8, 8)
+    return Preview(random_condition(1, seed=7), random_condition(1, seed=8), shape, shown.__setitem__, **options)
+
+
+def test_previews_come_every_so_often_and_change_nothing_that_is_learnt(host: DiffusersHost) -> None:
+    shown: dict[int, Tensor] = {}
+    watched = train(host, make_examples(), QUICK, preview=preview_into(shown, every=2))
+    assert list(shown) == [2, 4] and all(latents.shape == (1, CHANNELS, 8, 8) for latents in shown.values())
+    unwatched = train(host, make_examples(), QUICK)
+    assert same(watched, unwatched) and watched.metadata == unwatched.metadata
+
+
+def test_a_preview_shows_the_dictionary_as_it_stands_from_the_same_noise(host: DiffusersHost) -> None:
+    shown: dict[int, Tensor] = {}
+    learnt = train(host, make_examples(), QUICK, preview=preview_into(shown, every=2))
+    again = preview_into({})
+    torch.testing.assert_close(shown[4], again.draw(host, SparseAdapter(learnt)), rtol=1e-4, atol=1e-4)
+    start = again.draw(host, SparseAdapter(initial_dictionary(host.layers, QUICK)))
+    distances = [float((latents - start).norm()) for latents in shown.values()]
+    assert 0 < distances[0] < distances[1]
+
+
+def test_a_preview_in_a_resumed_training_changes_nothing_either(host: DiffusersHost, tmp_path: Path) -> None:
+    state, shown = tmp_path / "fox.training", {}
+    train(host, make_examples(), QUICK, stop_at(2), preview=preview_into(shown, every=1), autosave=state)
+    resumed = train(host, make_examples(), QUICK, preview=preview_into(shown, every=1), autosave=state)
+    assert list(shown) == [1, 2, 3, 4] and same(resumed, train(host, make_examples(), QUICK))
+
+
+def test_a_stop_while_a_preview_is_drawn_keeps_what_was_learnt(host: DiffusersHost) -> None:
+    def stop() -> None:
+        raise TrainingStopped
+
+    learnt = train(host, make_examples(), QUICK, preview=preview_into({}, every=2, on_step=stop))
+    assert learnt.metadata["training"]["steps_done"] == 2
+
+
 # ------------------------------------------------------------------------------------------------- stopping and resuming
 
 
@@ -304,6 +345,11 @@ def test_a_loss_that_is_no_number_says_at_which_step_and_what_to_do(host: Diffus
 def test_a_setting_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name} is {value}; expected"):
         replace(QUICK, **{name: value})
+
+
+def test_a_preview_every_0_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="every 0 steps; expected at least 1"):
+        preview_into({}, every=0)
 
 
 def test_sites_that_do_not_exist_are_refused() -> None:
