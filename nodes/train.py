@@ -13,12 +13,14 @@ from comfy_api.latest import io
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.files import save_dictionary
 from ..sparse_core.hosts.comfyui import ComfyHost, examples_of, single_entries
-from ..sparse_core.training import Preview, Progress, TrainingSettings, prior_examples, train
+from ..sparse_core.training import PRESETS, Preview, Progress, TrainingSettings, prior_examples, train
 from ..sparse_core.training.metadata import file_metadata
 from . import folders
 from .types import CATEGORY, dictionary_output
 
 DEFAULTS = TrainingSettings()
+CUSTOM = "custom"
+"""The choice of *preset* that takes the values of the node."""
 ATTENTIONS = {"both": ("attn1", "attn2"), "cross-attention": ("attn2",), "self-attention": ("attn1",)}
 
 
@@ -53,6 +55,12 @@ class TrainSparseDictionary(io.ComfyNode):
                     "name",
                     default="dictionary",
                     tooltip="Names the file that is kept when you cancel, and the dictionary's title.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[CUSTOM, *PRESETS],
+                    tooltip="What you want to teach. A preset brings its own values: this node's steps, learning_rate, batch, "
+                    "atoms, attention, projections, threshold and sparsity count for custom only.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -95,7 +103,7 @@ class TrainSparseDictionary(io.ComfyNode):
                     "projections",
                     default="".join(DEFAULTS.projections),
                     tooltip="Which parts of an attention learn: q what looks, k what is found, v what is passed on, o how it "
-                    "lands. All four, qkvo, draw the best likeness.",
+                    "lands. All four, qkvo, draw the best likeness. Counts for the preset custom only.",
                     advanced=True,
                 ),
                 io.Float.Input(
@@ -105,7 +113,7 @@ class TrainSparseDictionary(io.ComfyNode):
                     max=4.0,
                     step=0.1,
                     tooltip="How sure an atom must be before it acts. Higher keeps the rest of the picture more as the plain "
-                    "model draws it; 0 makes it a LoRA; above 3 little is learnt.",
+                    "model draws it; 0 makes it a LoRA; above 3 little is learnt. Counts for the preset custom only.",
                     advanced=True,
                 ),
                 io.Float.Input(
@@ -114,7 +122,8 @@ class TrainSparseDictionary(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=1e-6,
-                    tooltip="How hard atoms compete. Higher puts the likeness into fewer atoms, so that more can be dropped.",
+                    tooltip="How hard atoms compete. Higher puts the likeness into fewer atoms, so that more can be dropped. "
+                    "Counts for the preset custom only.",
                     advanced=True,
                 ),
                 io.Conditioning.Input(
@@ -203,6 +212,7 @@ class TrainSparseDictionary(io.ComfyNode):
         latents: list[dict],
         captions: list[list],
         name: list[str],
+        preset: list[str],
         steps: list[int],
         learning_rate: list[float],
         batch: list[int],
@@ -222,7 +232,7 @@ class TrainSparseDictionary(io.ComfyNode):
         autocast: Sequence[bool] = (DEFAULTS.autocast,),
         resume: Sequence[bool] = (False,),
     ) -> io.NodeOutput:
-        settings = TrainingSettings(
+        custom = dict(
             steps=steps[0],
             batch=batch[0],
             learning_rate=learning_rate[0],
@@ -231,13 +241,16 @@ class TrainSparseDictionary(io.ComfyNode):
             attentions=ATTENTIONS[attention[0]],
             threshold=threshold[0],
             sparsity=sparsity[0],
+        )
+        settings = TrainingSettings(
+            **(custom if preset[0] == CUSTOM else PRESETS[preset[0]]),
             selective=selective[0],
             checkpointing=checkpointing[0],
             autocast=autocast[0],
             seed=seed[0],
         )
         host = ComfyHost(model[0])
-        show = latent_preview.prepare_callback(model[0], steps[0])
+        show = latent_preview.prepare_callback(model[0], settings.steps)
         losses: list[float] = []
         newest: list[torch.Tensor] = []
 

@@ -27,7 +27,7 @@ from .dictionary import SparseDictionary
 from .files import SUFFIX, load_dictionary, save_dictionary
 from .layers import PROJECTIONS
 from .plan import MaskPlacementError
-from .training import Preview, Progress, TrainingSettings, TrainingStopped, train
+from .training import PRESETS, Preview, Progress, TrainingSettings, TrainingStopped, train
 from .training.metadata import file_metadata
 
 if TYPE_CHECKING:
@@ -119,32 +119,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--description", default="", help="what a LoRA manager shows beside the title")
     parser.add_argument("--keep-captions", action="store_true", help="store the captions, not only their hashes")
     add_model(parser)
-    defaults = TrainingSettings()
-    for name, kind, purpose in (
-        ("steps", int, "optimiser steps"),
-        ("batch", int, "pictures in a step"),
-        ("learning-rate", float, "peak of the learning rate"),
-        ("atoms", int, "atoms at each projection"),
-        ("threshold", float, "how rarely an atom fires, in standard deviations of its coefficient"),
-        ("sparsity", float, "how strongly unneeded atoms are emptied"),
-        ("seed", int, "of the start and of all noise"),
-    ):
-        default = getattr(defaults, name.replace("-", "_"))
-        metavar = "N" if kind is int else "X"
-        parser.add_argument(
-            f"--{name}", type=kind, default=default, metavar=metavar, help=f"{purpose} (default: {default})"
-        )
-    for name, choices, default in (
-        ("sites", PROJECTIONS, defaults.projections),
-        ("attentions", ATTENTIONS, defaults.attentions),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            type=some_of(choices),
-            default=default,
-            metavar=",".join(choices),
-            help=f"which {name} get atoms (default: {','.join(default)})",
-        )
+    add_settings(parser)
     preview = parser.add_argument_group("pictures along the way")
     preview.add_argument(
         "--preview-prompt", metavar="PROMPT", help="drawn again and again, into the folder NAME_previews beside --out"
@@ -153,23 +128,62 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run_train)
 
 
+SETTINGS = {
+    "steps": "optimiser steps",
+    "batch": "pictures in a step",
+    "learning_rate": "peak of the learning rate",
+    "atoms": "atoms at each projection",
+    "threshold": "how rarely an atom fires, in standard deviations of its coefficient",
+    "sparsity": "how strongly unneeded atoms are emptied",
+    "seed": "of the start and of all noise",
+    "projections": "which projections get atoms",
+    "attentions": "which attentions get atoms",
+}
+"""Fields of `TrainingSettings` to what each does."""
+FLAGS = {"projections": "sites"}
+"""Fields whose option has another name."""
+CHOICES = {"projections": PROJECTIONS, "attentions": ATTENTIONS}
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for each field of `TrainingSettings`; what is not given stays out of the namespace, so that a preset can
+    take its place."""
+    group = parser.add_argument_group("the training")
+    group.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="what is taught: its own values where no option below is given (default: the defaults below)",
+    )
+    defaults = TrainingSettings()
+    for name, purpose in SETTINGS.items():
+        default = getattr(defaults, name)
+        flag = f"--{FLAGS.get(name, name).replace('_', '-')}"
+        if isinstance(default, tuple):
+            choices = CHOICES[name]
+            how = {"type": some_of(choices), "metavar": ",".join(choices)}
+            purpose = f"{purpose} (default: {','.join(default)})"
+        else:
+            how = {"type": type(default), "metavar": "N" if isinstance(default, int) else "X"}
+            purpose = f"{purpose} (default: {default})"
+        group.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=purpose, **how)
+
+
+def settings_of(options: argparse.Namespace) -> TrainingSettings:
+    """The settings of a command line: what is given, then the preset, then the defaults.
+
+    :raises ValueError: a value is out of its range.
+    """
+    given = {name: getattr(options, name) for name in SETTINGS if hasattr(options, name)}
+    return TrainingSettings(**{**PRESETS.get(options.preset, {}), **given})
+
+
 def run_train(options: argparse.Namespace) -> int:
     """Trains and saves."""
     from .hosts.diffusers import DiffusersHost
     from .pictures import encode_pictures, read_folder
     from .pipelines import load_pipeline, native_side
 
-    settings = TrainingSettings(
-        steps=options.steps,
-        batch=options.batch,
-        learning_rate=options.learning_rate,
-        atoms=options.atoms,
-        projections=options.sites,
-        attentions=options.attentions,
-        threshold=options.threshold,
-        sparsity=options.sparsity,
-        seed=options.seed,
-    )
+    settings = settings_of(options)
     out = with_suffix(options.out)
     pipeline = load_pipeline(options.model, options.config)
     host = DiffusersHost(pipeline)

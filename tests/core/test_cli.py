@@ -126,6 +126,7 @@ def test_runs_as_a_module():
         ["train", "images", "--out", "x", "--sites", "q,x"],
         ["train", "images", "--out", "x", "--attentions", ""],
         ["train", "images", "--out", "x", "--steps", "many"],
+        ["train", "images", "--out", "x", "--preset", "picasso"],
         ["generate", "--prompt", "a cat", "--out", "x.png", "--size", "64"],
     ],
 )
@@ -157,6 +158,13 @@ class TestTrain:
         dictionary = load_dictionary(tmp_path / "few.safetensors")
         assert {site.projection for site in dictionary.sites} == {"v", "o"}
         assert {dictionary.layers[site.layer].attention for site in dictionary.sites} == {"attn2"}
+
+    def test_what_is_given_wins_over_the_preset_and_the_preset_over_the_defaults(self, model, images, tmp_path):
+        out = tmp_path / "one.safetensors"
+        preset = ("--preset", "single picture")
+        assert run("train", images, "--out", out, "--model", model, *preset, "--word", "zib", "--steps", 2) == 0
+        record = load_dictionary(out).metadata["training"]
+        assert (record["steps"], record["batch"], record["sparsity"], record["atoms"]) == (2, 2, 3e-4, 16)
 
     def test_an_interrupt_saves_what_was_learnt(self, model, images, tmp_path, monkeypatch, capsys):
         def train_with_an_interrupt(host, examples, settings, on_step, metadata, **others):

@@ -20,7 +20,7 @@ from sparse_core.examples import draw_batch
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.layers import Site
-from sparse_core.training import Example, Preview, Progress, TrainingSettings, TrainingStopped, train
+from sparse_core.training import PRESETS, Example, Preview, Progress, TrainingSettings, TrainingStopped, train
 from sparse_core.training.learners import DictionaryLearner, initial_dictionary
 from sparse_core.training.loop import Trainer, learning_rate_factor
 from sparse_core.training.objective import SNR_CAP, loss_weight
@@ -345,6 +345,16 @@ def test_a_loss_that_is_no_number_says_at_which_step_and_what_to_do(host: Diffus
 def test_a_setting_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name} is {value}; expected"):
         replace(QUICK, **{name: value})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_in_range_and_leaves_memory_time_and_chance_alone(name: str) -> None:
+    assert replace(TrainingSettings(), **PRESETS[name]).steps >= 1
+    assert not {"accumulate", "checkpointing", "autocast", "seed"} & PRESETS[name].keys()
+
+
+def test_presets_differ_in_what_they_are_for() -> None:
+    assert PRESETS["style"]["steps"] > TrainingSettings().steps > PRESETS["single picture"]["steps"]
 
 
 def test_a_preview_every_0_steps_is_refused() -> None:
