@@ -60,7 +60,7 @@ class TrainSparseDictionary(io.ComfyNode):
                     "preset",
                     options=[CUSTOM, *PRESETS],
                     tooltip="What you want to teach. A preset brings its own values: this node's steps, learning_rate, batch, "
-                    "atoms, attention, projections, threshold and sparsity count for custom only.",
+                    "atoms, attention, projections, threshold, sparsity, accumulate, warm_up and ema count for custom only.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -158,6 +158,27 @@ class TrainSparseDictionary(io.ComfyNode):
                     tooltip="White where the pictures show what is to be learnt; black parts don't count. One for each picture, "
                     "or one for all.",
                 ),
+                io.Latent.Input(
+                    "held_out",
+                    optional=True,
+                    tooltip="Pictures of the new thing that are not learnt from, through VAE Encode. They tell when the model "
+                    "starts to copy the training pictures; with patience, training then ends.",
+                ),
+                io.Conditioning.Input(
+                    "held_out_captions",
+                    optional=True,
+                    tooltip="What the held-out pictures show, through CLIP Text Encode: one for each picture, or one for all.",
+                ),
+                io.Int.Input(
+                    "patience",
+                    default=DEFAULTS.patience,
+                    min=0,
+                    max=1000,
+                    tooltip="Ends the training when the held-out pictures fared no better for this many checks, one every 50 "
+                    "steps: before the training pictures take over. 0 never does; needs held-out pictures.",
+                    optional=True,
+                    advanced=True,
+                ),
                 io.Float.Input(
                     "selective",
                     default=DEFAULTS.selective,
@@ -166,6 +187,38 @@ class TrainSparseDictionary(io.ComfyNode):
                     step=0.001,
                     tooltip="How hard atoms are kept silent on the prior prompts. Higher leaves pictures without the new thing "
                     "more exactly as they were; needs prior prompts.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "accumulate",
+                    default=DEFAULTS.accumulate,
+                    min=1,
+                    max=64,
+                    tooltip="Batches per step. More learns more steadily, as a larger batch does, without needing more memory, and "
+                    "takes longer. Counts for the preset custom only.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "warm_up",
+                    default=DEFAULTS.warm_up,
+                    min=0.0,
+                    max=0.99,
+                    step=0.01,
+                    tooltip="Share of the training in which steps grow to the learning rate. Higher starts more gently: broken "
+                    "pictures are less likely at a high rate. Counts for the preset custom only.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "ema",
+                    default=DEFAULTS.ema,
+                    min=0.0,
+                    max=0.9999,
+                    step=0.0001,
+                    tooltip="Keeps the mean of the last steps in place of the last: 0 none, 0.99 about the last hundred. Higher "
+                    "gives calmer pictures that lag behind the last steps. Counts for the preset custom only.",
                     optional=True,
                     advanced=True,
                 ),
@@ -227,7 +280,13 @@ class TrainSparseDictionary(io.ComfyNode):
         preview: list[list] | None = None,
         preview_every: Sequence[int] = (50,),
         loss_mask: list[torch.Tensor] | None = None,
+        held_out: list[dict] | None = None,
+        held_out_captions: list[list] | None = None,
+        patience: Sequence[int] = (DEFAULTS.patience,),
         selective: Sequence[float] = (DEFAULTS.selective,),
+        accumulate: Sequence[int] = (DEFAULTS.accumulate,),
+        warm_up: Sequence[float] = (DEFAULTS.warm_up,),
+        ema: Sequence[float] = (DEFAULTS.ema,),
         checkpointing: Sequence[bool] = (DEFAULTS.checkpointing,),
         autocast: Sequence[bool] = (DEFAULTS.autocast,),
         resume: Sequence[bool] = (False,),
@@ -241,9 +300,13 @@ class TrainSparseDictionary(io.ComfyNode):
             attentions=ATTENTIONS[attention[0]],
             threshold=threshold[0],
             sparsity=sparsity[0],
+            accumulate=accumulate[0],
+            warm_up=warm_up[0],
+            ema=ema[0],
         )
         settings = TrainingSettings(
             **(custom if preset[0] == CUSTOM else PRESETS[preset[0]]),
+            patience=patience[0],
             selective=selective[0],
             checkpointing=checkpointing[0],
             autocast=autocast[0],
@@ -263,7 +326,7 @@ class TrainSparseDictionary(io.ComfyNode):
             throw_exception_if_processing_interrupted()
 
         examples = examples_of(host, latents, captions, loss_mask)
-        shape = tuple(examples[0].latents.shape)
+        shape = tuple(latents[0]["samples"].shape[1:])
         if (prior or preview) and not negative:
             raise ValueError(
                 "A prior or preview prompt is connected, but no negative prompt. Connect an empty CLIP Text Encode to it."
@@ -271,6 +334,16 @@ class TrainSparseDictionary(io.ComfyNode):
         if prior:
             examples += prior_examples(
                 host, single_entries(prior), negative[0], shape, on_step=throw_exception_if_processing_interrupted
+            )
+        picture = None
+        if preview:
+            picture = Preview(
+                host.stack_conditions(single_entries(preview)[:1]),
+                host.stack_conditions(single_entries(negative)[:1]),
+                shape,
+                keep_picture,
+                preview_every[0],
+                on_step=throw_exception_if_processing_interrupted,
             )
         state = folders.training_state(name[0])
         if not resume[0]:
@@ -281,17 +354,10 @@ class TrainSparseDictionary(io.ComfyNode):
             settings,
             on_step,
             metadata=file_metadata(name[0]),
-            preview=preview
-            and Preview(
-                host.stack_conditions(single_entries(preview)[:1]),
-                host.stack_conditions(single_entries(negative)[:1]),
-                shape,
-                keep_picture,
-                preview_every[0],
-                on_step=throw_exception_if_processing_interrupted,
-            ),
+            held_out=examples_of(host, held_out or [], held_out_captions or []),
+            preview=picture,
             autosave=state,
         )
-        if len(losses) < settings.steps:
+        if state.exists():  # it is removed when a training has run to its end
             save_dictionary(dictionary, folders.free_path(f"{name[0]}_cancelled"))
         return io.NodeOutput(SparseAdapter(dictionary), {"loss": losses})

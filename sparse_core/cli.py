@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -27,15 +28,27 @@ from .dictionary import SparseDictionary
 from .files import SUFFIX, load_dictionary, save_dictionary
 from .layers import PROJECTIONS
 from .plan import MaskPlacementError
-from .training import PRESETS, Preview, Progress, TrainingSettings, TrainingStopped, train
+from .training import (
+    PRESETS,
+    Example,
+    Preview,
+    Progress,
+    TrainingSettings,
+    TrainingStopped,
+    prior_examples,
+    train,
+)
 from .training.metadata import file_metadata
 
 if TYPE_CHECKING:
     from .hosts.diffusers import DiffusersHost
+    from .pictures import CaptionedPicture
 
 PROGRAM = "sparse-atoms"
 INTERRUPTED = 130
 ATTENTIONS = ("attn1", "attn2")
+STATE_SUFFIX = ".training"
+"""Of the file beside the dictionary that holds a training which has not ended."""
 DENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Where `info` reads the importance curve."""
 
@@ -109,7 +122,12 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         "Learn a dictionary from a folder of pictures. Ctrl-C ends the training and saves what was learnt.",
         "train photos/robot --word robot --out robot.safetensors",
     )
-    parser.add_argument("images", type=Path, metavar="FOLDER", help="pictures; NAME.txt beside NAME.png is its caption")
+    parser.add_argument(
+        "images",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures; beside NAME.png, NAME.txt is its caption and NAME.mask.png, if there, is white where it counts",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument(
         "--word", help="what to call it: the caption of pictures without a .txt, and the file's trigger"
@@ -120,27 +138,56 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--keep-captions", action="store_true", help="store the captions, not only their hashes")
     add_model(parser)
     add_settings(parser)
+    more = parser.add_argument_group("more pictures")
+    more.add_argument(
+        "--prior",
+        dest="prior_prompts",
+        action="append",
+        default=[],
+        metavar="PROMPT",
+        help="a prompt without the new word: the model draws it first and is held to that; may be repeated",
+    )
+    more.add_argument(
+        "--prior-folder", type=Path, metavar="FOLDER", help="likewise, with captioned pictures in place of drawn ones"
+    )
+    more.add_argument(
+        "--held-out", type=Path, metavar="FOLDER", help="pictures to check on, not to learn; see --patience"
+    )
     preview = parser.add_argument_group("pictures along the way")
     preview.add_argument(
         "--preview-prompt", metavar="PROMPT", help="drawn again and again, into the folder NAME_previews beside --out"
     )
     preview.add_argument("--preview-every", type=int, default=50, metavar="N", help="steps between two (default: 50)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where an interrupted training into the same --out stopped"
+    )
     parser.set_defaults(run=run_train)
 
 
 SETTINGS = {
     "steps": "optimiser steps",
-    "batch": "pictures in a step",
+    "batch": "pictures in a batch",
+    "accumulate": "batches in a step: a larger batch in the memory of a small one",
     "learning_rate": "peak of the learning rate",
+    "encoder_rate": "learning rate of what atoms look for, relative to that of what they draw",
+    "warm_up": "share of the steps over which the learning rate rises, 0 to 1",
+    "ema": "decay of the running mean of the weights that is kept in their place, 0 (none) to 1",
     "atoms": "atoms at each projection",
-    "threshold": "how rarely an atom fires, in standard deviations of its coefficient",
-    "sparsity": "how strongly unneeded atoms are emptied",
-    "seed": "of the start and of all noise",
     "projections": "which projections get atoms",
     "attentions": "which attentions get atoms",
+    "threshold": "how rarely an atom fires, in standard deviations of its coefficient",
+    "sparsity": "how strongly unneeded atoms are emptied",
+    "prior": "how much prior pictures count beside those to learn",
+    "selective": "how strongly atoms are kept silent on the prior prompts",
+    "reseed_every": "steps between two searches for atoms that never fired, which start anew; 0 for never",
+    "patience": "stop when the held-out pictures fared no better for this many checks; 0 for never",
+    "check_every": "steps between two checks",
+    "checkpointing": "less memory, about a third slower",
+    "autocast": "run the model in bfloat16: less memory, and faster on most cards",
+    "seed": "of the start and of all noise",
 }
-"""Fields of `TrainingSettings` to what each does."""
-FLAGS = {"projections": "sites"}
+"""Every field of `TrainingSettings`, and what it does."""
+FLAGS = {"projections": "sites", "prior": "prior-weight"}
 """Fields whose option has another name."""
 CHOICES = {"projections": PROJECTIONS, "attentions": ATTENTIONS}
 
@@ -158,7 +205,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     for name, purpose in SETTINGS.items():
         default = getattr(defaults, name)
         flag = f"--{FLAGS.get(name, name).replace('_', '-')}"
-        if isinstance(default, tuple):
+        if isinstance(default, bool):
+            how = {"action": "store_true"}
+        elif isinstance(default, tuple):
             choices = CHOICES[name]
             how = {"type": some_of(choices), "metavar": ",".join(choices)}
             purpose = f"{purpose} (default: {','.join(default)})"
@@ -180,15 +229,18 @@ def settings_of(options: argparse.Namespace) -> TrainingSettings:
 def run_train(options: argparse.Namespace) -> int:
     """Trains and saves."""
     from .hosts.diffusers import DiffusersHost
-    from .pictures import encode_pictures, read_folder
+    from .pictures import read_folder
     from .pipelines import load_pipeline, native_side
 
     settings = settings_of(options)
     out = with_suffix(options.out)
     pipeline = load_pipeline(options.model, options.config)
     host = DiffusersHost(pipeline)
-    pictures = read_folder(options.images, options.word, native_side(pipeline))
-    examples = list(tqdm(encode_pictures(host, pictures), "reading pictures", len(pictures), leave=False))
+    side = native_side(pipeline)
+    pictures = read_folder(options.images, options.word, side)
+    examples = read_examples(host, pictures)
+    to_keep = read_prior(host, options, examples[0].latents)
+    held_out = read_examples(host, read_folder(options.held_out, options.word, side)) if options.held_out else []
     metadata = file_metadata(
         options.title or out.stem,
         options.word,
@@ -198,22 +250,61 @@ def run_train(options: argparse.Namespace) -> int:
         pictures[0].picture,
         keep_captions=options.keep_captions,
     )
+    state = out.with_suffix(STATE_SUFFIX)
+    if not options.resume:
+        state.unlink(missing_ok=True)
     preview = preview_of(host, options, out) if options.preview_prompt else None
     with stop_on_interrupt() as stopped, tqdm(total=settings.steps, desc="training", unit="step") as bar:
 
         def on_step(progress: Progress) -> None:
             bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
-            bar.update()
+            bar.update(progress.step - bar.n)
             if stopped:
                 raise TrainingStopped
 
-        dictionary = train(host, examples, settings, on_step, metadata, preview=preview)
+        dictionary = train(
+            host,
+            examples + to_keep,
+            settings,
+            on_step,
+            metadata,
+            held_out=held_out,
+            preview=preview,
+            autosave=state,
+        )
     save_dictionary(dictionary, out)
     print(f"{out}: {len(dictionary)} atoms, {out.stat().st_size / 1000:.0f} kB")
     if stopped:
-        print(f"{PROGRAM}: interrupted; what was learnt in {bar.n} steps is saved.", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted; what was learnt in {bar.n} steps is saved. --resume goes on.", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def read_examples(host: DiffusersHost, pictures: Sequence[CaptionedPicture]) -> list[Example]:
+    """Captioned pictures as the model sees them."""
+    from .pictures import encode_pictures
+
+    return list(tqdm(encode_pictures(host, pictures), "reading pictures", len(pictures), leave=False))
+
+
+def read_prior(host: DiffusersHost, options: argparse.Namespace, like: Tensor) -> list[Example]:
+    """The prior pictures asked for: those of a folder, and those that the model draws, of the size of ``like``."""
+    from .pictures import read_folder
+    from .pipelines import native_side
+
+    examples = []
+    if options.prior_folder:
+        pictures = read_folder(options.prior_folder, None, native_side(host.pipeline))
+        examples += [replace(example, prior=True) for example in read_examples(host, pictures)]
+    if options.prior_prompts:
+        factor = host.pipeline.vae_scale_factor
+        size = like.shape[-2] * factor, like.shape[-1] * factor
+        conditions = [host.encode_prompt(prompt, size) for prompt in options.prior_prompts]
+        with tqdm(desc="drawing prior pictures", unit="step", leave=False) as bar:
+            examples += prior_examples(
+                host, conditions, host.encode_prompt("", size), tuple(like.shape), on_step=bar.update
+            )
+    return examples
 
 
 def preview_of(host: DiffusersHost, options: argparse.Namespace, out: Path) -> Preview:

@@ -214,9 +214,15 @@ def train(
     :param autosave: a file for the training's state: written every ``autosave_every`` steps and at a stop, gone on from
         where it exists, removed when the training has finished.
     :returns: the dictionary, directions of unit norm, importance measured on the examples.
-    :raises ValueError: there are no examples, the loss stops being a number, or ``autosave`` is of another training.
+    :raises ValueError: there are no examples, there is patience with nothing held out, the loss stops being a number, or
+        ``autosave`` is of another training.
     :raises MemoryError: the device's memory does not suffice.
     """
+    if settings.patience and not held_out:
+        raise ValueError(
+            f"patience is {settings.patience}, but no pictures are held out to watch. Give some that are not learnt from, or "
+            "set patience to 0."
+        )
     with host.trainable(settings.checkpointing):
         learner = DictionaryLearner(host, settings)
         trainer = Trainer(host, learner, examples, settings, held_out)
