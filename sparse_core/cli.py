@@ -39,6 +39,7 @@ from .training import (
     train,
 )
 from .training.metadata import file_metadata
+from .training.processes import Processes, launched
 
 if TYPE_CHECKING:
     from .hosts.diffusers import DiffusersHost
@@ -227,7 +228,13 @@ def settings_of(options: argparse.Namespace) -> TrainingSettings:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Trains and saves."""
+    """Trains and saves, in as many processes as were launched."""
+    with launched() as processes:
+        return train_among(processes, options)
+
+
+def train_among(processes: Processes, options: argparse.Namespace) -> int:
+    """Trains with the others; the first alone says and writes anything."""
     from .hosts.diffusers import DiffusersHost
     from .pictures import read_folder
     from .pipelines import load_pipeline, native_side
@@ -238,9 +245,12 @@ def run_train(options: argparse.Namespace) -> int:
     host = DiffusersHost(pipeline)
     side = native_side(pipeline)
     pictures = read_folder(options.images, options.word, side)
-    examples = read_examples(host, pictures)
-    to_keep = read_prior(host, options, examples[0].latents)
-    held_out = read_examples(host, read_folder(options.held_out, options.word, side)) if options.held_out else []
+    quiet = not processes.leads
+    examples = read_examples(host, pictures, quiet)
+    to_keep = read_prior(host, options, examples[0].latents, quiet)
+    held_out = []
+    if options.held_out:
+        held_out = read_examples(host, read_folder(options.held_out, options.word, side), quiet)
     metadata = file_metadata(
         options.title or out.stem,
         options.word,
@@ -253,13 +263,14 @@ def run_train(options: argparse.Namespace) -> int:
     state = out.with_suffix(STATE_SUFFIX)
     if not options.resume:
         state.unlink(missing_ok=True)
-    preview = preview_of(host, options, out) if options.preview_prompt else None
-    with stop_on_interrupt() as stopped, tqdm(total=settings.steps, desc="training", unit="step") as bar:
+    preview = preview_of(host, options, out) if options.preview_prompt and not quiet else None
+    with stop_on_interrupt() as stopped, tqdm(total=settings.steps, desc="training", unit="step", disable=quiet) as bar:
 
         def on_step(progress: Progress) -> None:
             bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
             bar.update(progress.step - bar.n)
-            if stopped:
+            if processes.any(bool(stopped)):
+                stopped.append(signal.SIGINT)  # where it reached another process only
                 raise TrainingStopped
 
         dictionary = train(
@@ -271,7 +282,10 @@ def run_train(options: argparse.Namespace) -> int:
             held_out=held_out,
             preview=preview,
             autosave=state,
+            processes=processes,
         )
+    if quiet:
+        return 0
     save_dictionary(dictionary, out)
     print(f"{out}: {len(dictionary)} atoms, {out.stat().st_size / 1000:.0f} kB")
     if stopped:
@@ -280,14 +294,15 @@ def run_train(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_examples(host: DiffusersHost, pictures: Sequence[CaptionedPicture]) -> list[Example]:
+def read_examples(host: DiffusersHost, pictures: Sequence[CaptionedPicture], quiet: bool) -> list[Example]:
     """Captioned pictures as the model sees them."""
     from .pictures import encode_pictures
 
-    return list(tqdm(encode_pictures(host, pictures), "reading pictures", len(pictures), leave=False))
+    bar = tqdm(encode_pictures(host, pictures), "reading pictures", len(pictures), leave=False, disable=quiet)
+    return list(bar)
 
 
-def read_prior(host: DiffusersHost, options: argparse.Namespace, like: Tensor) -> list[Example]:
+def read_prior(host: DiffusersHost, options: argparse.Namespace, like: Tensor, quiet: bool) -> list[Example]:
     """The prior pictures asked for: those of a folder, and those that the model draws, of the size of ``like``."""
     from .pictures import read_folder
     from .pipelines import native_side
@@ -295,12 +310,12 @@ def read_prior(host: DiffusersHost, options: argparse.Namespace, like: Tensor) -
     examples = []
     if options.prior_folder:
         pictures = read_folder(options.prior_folder, None, native_side(host.pipeline))
-        examples += [replace(example, prior=True) for example in read_examples(host, pictures)]
+        examples += [replace(example, prior=True) for example in read_examples(host, pictures, quiet)]
     if options.prior_prompts:
         factor = host.pipeline.vae_scale_factor
         size = like.shape[-2] * factor, like.shape[-1] * factor
         conditions = [host.encode_prompt(prompt, size) for prompt in options.prior_prompts]
-        with tqdm(desc="drawing prior pictures", unit="step", leave=False) as bar:
+        with tqdm(desc="drawing prior pictures", unit="step", leave=False, disable=quiet) as bar:
             examples += prior_examples(
                 host, conditions, host.encode_prompt("", size), tuple(like.shape), on_step=bar.update
             )

@@ -278,6 +278,23 @@ class TestTrain:
         assert run("train", images, "--out", plain, "--model", model, *QUICK, "--steps", 4, "--title", "trained") == 0
         assert plain.read_bytes() == out.read_bytes()
 
+    def test_two_launched_processes_train_as_one_with_the_double_batch(self, model, images, tmp_path):
+        alone, shared = tmp_path / "alone.safetensors", tmp_path / "shared.safetensors"
+        base = ("train", images, "--model", model, "--word", "zib", "--atoms", 2, "--threshold", "0.5", "--steps", 3)
+        base += ("--preview-prompt", "a zib", "--preview-every", 3)
+        launch = ["--standalone", "--nproc-per-node", 2, "-m", "sparse_core", *base, "--batch", 1, "--out", shared]
+        command = [sys.executable, "-m", "torch.distributed.run", *map(str, launch)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("shared.safetensors:") == 1
+        assert [path.name for path in (tmp_path / "shared_previews").iterdir()] == ["step_00003.png"]
+        assert run(*base, "--batch", 2, "--out", alone) == 0
+        one, two = load_dictionary(alone), load_dictionary(shared)
+        for site, atoms in one.sites.items():
+            torch.testing.assert_close(two.sites[site].directions, atoms.directions, rtol=1e-2, atol=1e-2)
+        losses = [dictionary.metadata["training"]["final_loss"] for dictionary in (one, two)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
     def test_errors_are_told(self, model, images, tmp_path, capsys):
         out = ("--out", tmp_path / "x.safetensors", "--model", model)
         assert_fails(capsys, "There is no folder", "train", tmp_path / "nowhere", *out)
