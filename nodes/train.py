@@ -13,12 +13,14 @@ from comfy_api.latest import io
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.files import save_dictionary
 from ..sparse_core.hosts.comfyui import ComfyHost, examples_of, single_entries
-from ..sparse_core.training import Progress, TrainingSettings, prior_examples, train
+from ..sparse_core.training import PRESETS, Preview, Progress, TrainingSettings, prior_examples, train
 from ..sparse_core.training.metadata import file_metadata
 from . import folders
 from .types import CATEGORY, dictionary_output
 
 DEFAULTS = TrainingSettings()
+CUSTOM = "custom"
+"""The choice of *preset* that takes the values of the node."""
 ATTENTIONS = {"both": ("attn1", "attn2"), "cross-attention": ("attn2",), "self-attention": ("attn1",)}
 
 
@@ -53,6 +55,12 @@ class TrainSparseDictionary(io.ComfyNode):
                     "name",
                     default="dictionary",
                     tooltip="Names the file that is kept when you cancel, and the dictionary's title.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[CUSTOM, *PRESETS],
+                    tooltip="What you want to teach. A preset brings its own values: this node's steps, learning_rate, batch, "
+                    "atoms, attention, projections, threshold, sparsity, accumulate, warm_up and ema count for custom only.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -95,7 +103,7 @@ class TrainSparseDictionary(io.ComfyNode):
                     "projections",
                     default="".join(DEFAULTS.projections),
                     tooltip="Which parts of an attention learn: q what looks, k what is found, v what is passed on, o how it "
-                    "lands. All four, qkvo, draw the best likeness.",
+                    "lands. All four, qkvo, draw the best likeness. Counts for the preset custom only.",
                     advanced=True,
                 ),
                 io.Float.Input(
@@ -105,7 +113,7 @@ class TrainSparseDictionary(io.ComfyNode):
                     max=4.0,
                     step=0.1,
                     tooltip="How sure an atom must be before it acts. Higher keeps the rest of the picture more as the plain "
-                    "model draws it; 0 makes it a LoRA; above 3 little is learnt.",
+                    "model draws it; 0 makes it a LoRA; above 3 little is learnt. Counts for the preset custom only.",
                     advanced=True,
                 ),
                 io.Float.Input(
@@ -114,7 +122,8 @@ class TrainSparseDictionary(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=1e-6,
-                    tooltip="How hard atoms compete. Higher puts the likeness into fewer atoms, so that more can be dropped.",
+                    tooltip="How hard atoms compete. Higher puts the likeness into fewer atoms, so that more can be dropped. "
+                    "Counts for the preset custom only.",
                     advanced=True,
                 ),
                 io.Conditioning.Input(
@@ -126,13 +135,49 @@ class TrainSparseDictionary(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="The empty prompt, through CLIP Text Encode: needed to paint the prior pictures.",
+                    tooltip="The empty prompt, through CLIP Text Encode: needed to paint the prior pictures and the preview.",
+                ),
+                io.Conditioning.Input(
+                    "preview",
+                    optional=True,
+                    tooltip="A prompt with the new word, through CLIP Text Encode. Its picture is painted again and again while "
+                    "the model learns and is shown on this node, so that you see when to stop. Does not change what is learnt.",
+                ),
+                io.Int.Input(
+                    "preview_every",
+                    default=50,
+                    min=1,
+                    max=100_000,
+                    tooltip="Steps between two preview pictures. Lower shows the picture change sooner and takes longer.",
+                    optional=True,
+                    advanced=True,
                 ),
                 io.Mask.Input(
                     "loss_mask",
                     optional=True,
                     tooltip="White where the pictures show what is to be learnt; black parts don't count. One for each picture, "
                     "or one for all.",
+                ),
+                io.Latent.Input(
+                    "held_out",
+                    optional=True,
+                    tooltip="Pictures of the new thing that are not learnt from, through VAE Encode. They tell when the model "
+                    "starts to copy the training pictures; with patience, training then ends.",
+                ),
+                io.Conditioning.Input(
+                    "held_out_captions",
+                    optional=True,
+                    tooltip="What the held-out pictures show, through CLIP Text Encode: one for each picture, or one for all.",
+                ),
+                io.Int.Input(
+                    "patience",
+                    default=DEFAULTS.patience,
+                    min=0,
+                    max=1000,
+                    tooltip="Ends the training when the held-out pictures fared no better for this many checks, one every 50 "
+                    "steps: before the training pictures take over. 0 never does; needs held-out pictures.",
+                    optional=True,
+                    advanced=True,
                 ),
                 io.Float.Input(
                     "selective",
@@ -142,6 +187,38 @@ class TrainSparseDictionary(io.ComfyNode):
                     step=0.001,
                     tooltip="How hard atoms are kept silent on the prior prompts. Higher leaves pictures without the new thing "
                     "more exactly as they were; needs prior prompts.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "accumulate",
+                    default=DEFAULTS.accumulate,
+                    min=1,
+                    max=64,
+                    tooltip="Batches per step. More learns more steadily, as a larger batch does, without needing more memory, and "
+                    "takes longer. Counts for the preset custom only.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "warm_up",
+                    default=DEFAULTS.warm_up,
+                    min=0.0,
+                    max=0.99,
+                    step=0.01,
+                    tooltip="Share of the training in which steps grow to the learning rate. Higher starts more gently: broken "
+                    "pictures are less likely at a high rate. Counts for the preset custom only.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "ema",
+                    default=DEFAULTS.ema,
+                    min=0.0,
+                    max=0.9999,
+                    step=0.0001,
+                    tooltip="Keeps the mean of the last steps in place of the last: 0 none, 0.99 about the last hundred. Higher "
+                    "gives calmer pictures that lag behind the last steps. Counts for the preset custom only.",
                     optional=True,
                     advanced=True,
                 ),
@@ -188,6 +265,7 @@ class TrainSparseDictionary(io.ComfyNode):
         latents: list[dict],
         captions: list[list],
         name: list[str],
+        preset: list[str],
         steps: list[int],
         learning_rate: list[float],
         batch: list[int],
@@ -199,13 +277,21 @@ class TrainSparseDictionary(io.ComfyNode):
         seed: list[int],
         prior: list[list] | None = None,
         negative: list[list] | None = None,
+        preview: list[list] | None = None,
+        preview_every: Sequence[int] = (50,),
         loss_mask: list[torch.Tensor] | None = None,
+        held_out: list[dict] | None = None,
+        held_out_captions: list[list] | None = None,
+        patience: Sequence[int] = (DEFAULTS.patience,),
         selective: Sequence[float] = (DEFAULTS.selective,),
+        accumulate: Sequence[int] = (DEFAULTS.accumulate,),
+        warm_up: Sequence[float] = (DEFAULTS.warm_up,),
+        ema: Sequence[float] = (DEFAULTS.ema,),
         checkpointing: Sequence[bool] = (DEFAULTS.checkpointing,),
         autocast: Sequence[bool] = (DEFAULTS.autocast,),
         resume: Sequence[bool] = (False,),
     ) -> io.NodeOutput:
-        settings = TrainingSettings(
+        custom = dict(
             steps=steps[0],
             batch=batch[0],
             learning_rate=learning_rate[0],
@@ -214,29 +300,50 @@ class TrainSparseDictionary(io.ComfyNode):
             attentions=ATTENTIONS[attention[0]],
             threshold=threshold[0],
             sparsity=sparsity[0],
+            accumulate=accumulate[0],
+            warm_up=warm_up[0],
+            ema=ema[0],
+        )
+        settings = TrainingSettings(
+            **(custom if preset[0] == CUSTOM else PRESETS[preset[0]]),
+            patience=patience[0],
             selective=selective[0],
             checkpointing=checkpointing[0],
             autocast=autocast[0],
             seed=seed[0],
         )
         host = ComfyHost(model[0])
-        show = latent_preview.prepare_callback(model[0], steps[0])
+        show = latent_preview.prepare_callback(model[0], settings.steps)
         losses: list[float] = []
+        newest: list[torch.Tensor] = []
+
+        def keep_picture(_step: int, latents: torch.Tensor) -> None:
+            newest[:] = [latents]
 
         def on_step(progress: Progress) -> None:
             losses[:] = progress.losses
-            show(progress.step - 1, progress.estimate, None, progress.steps)
+            show(progress.step - 1, newest[0] if newest else progress.estimate, None, progress.steps)
             throw_exception_if_processing_interrupted()
 
         examples = examples_of(host, latents, captions, loss_mask)
+        shape = tuple(latents[0]["samples"].shape[1:])
+        if (prior or preview) and not negative:
+            raise ValueError(
+                "A prior or preview prompt is connected, but no negative prompt. Connect an empty CLIP Text Encode to it."
+            )
         if prior:
-            if not negative:
-                raise ValueError(
-                    "Prior prompts are connected, but no negative prompt. Connect an empty CLIP Text Encode to it."
-                )
-            shape = tuple(examples[0].latents.shape)
             examples += prior_examples(
                 host, single_entries(prior), negative[0], shape, on_step=throw_exception_if_processing_interrupted
+            )
+        picture = None
+        if preview:
+            picture = Preview(
+                host.stack_conditions(single_entries(preview)[:1]),
+                host.stack_conditions(single_entries(negative)[:1]),
+                shape,
+                keep_picture,
+                preview_every[0],
+                on_step=throw_exception_if_processing_interrupted,
             )
         state = folders.training_state(name[0])
         if not resume[0]:
@@ -247,8 +354,10 @@ class TrainSparseDictionary(io.ComfyNode):
             settings,
             on_step,
             metadata=file_metadata(name[0]),
+            held_out=examples_of(host, held_out or [], held_out_captions or []),
+            preview=picture,
             autosave=state,
         )
-        if len(losses) < settings.steps:
+        if state.exists():  # it is removed when a training has run to its end
             save_dictionary(dictionary, folders.free_path(f"{name[0]}_cancelled"))
         return io.NodeOutput(SparseAdapter(dictionary), {"loss": losses})

@@ -12,10 +12,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from .analysis.ranking import importance_curve, ranking
@@ -25,12 +28,28 @@ from .dictionary import SparseDictionary
 from .files import SUFFIX, load_dictionary, save_dictionary
 from .layers import PROJECTIONS
 from .plan import MaskPlacementError
-from .training import Progress, TrainingSettings, TrainingStopped, train
+from .training import (
+    PRESETS,
+    Example,
+    Preview,
+    Progress,
+    TrainingSettings,
+    TrainingStopped,
+    prior_examples,
+    train,
+)
 from .training.metadata import file_metadata
+from .training.processes import Processes, launched
+
+if TYPE_CHECKING:
+    from .hosts.diffusers import DiffusersHost
+    from .pictures import CaptionedPicture
 
 PROGRAM = "sparse-atoms"
 INTERRUPTED = 130
 ATTENTIONS = ("attn1", "attn2")
+STATE_SUFFIX = ".training"
+"""Of the file beside the dictionary that holds a training which has not ended."""
 DENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Where `info` reads the importance curve."""
 
@@ -104,7 +123,12 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         "Learn a dictionary from a folder of pictures. Ctrl-C ends the training and saves what was learnt.",
         "train photos/robot --word robot --out robot.safetensors",
     )
-    parser.add_argument("images", type=Path, metavar="FOLDER", help="pictures; NAME.txt beside NAME.png is its caption")
+    parser.add_argument(
+        "images",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures; beside NAME.png, NAME.txt is its caption and NAME.mask.png, if there, is white where it counts",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument(
         "--word", help="what to call it: the caption of pictures without a .txt, and the file's trigger"
@@ -114,57 +138,119 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--description", default="", help="what a LoRA manager shows beside the title")
     parser.add_argument("--keep-captions", action="store_true", help="store the captions, not only their hashes")
     add_model(parser)
-    defaults = TrainingSettings()
-    for name, kind, purpose in (
-        ("steps", int, "optimiser steps"),
-        ("batch", int, "pictures in a step"),
-        ("learning-rate", float, "peak of the learning rate"),
-        ("atoms", int, "atoms at each projection"),
-        ("threshold", float, "how rarely an atom fires, in standard deviations of its coefficient"),
-        ("sparsity", float, "how strongly unneeded atoms are emptied"),
-        ("seed", int, "of the start and of all noise"),
-    ):
-        default = getattr(defaults, name.replace("-", "_"))
-        metavar = "N" if kind is int else "X"
-        parser.add_argument(
-            f"--{name}", type=kind, default=default, metavar=metavar, help=f"{purpose} (default: {default})"
-        )
-    for name, choices, default in (
-        ("sites", PROJECTIONS, defaults.projections),
-        ("attentions", ATTENTIONS, defaults.attentions),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            type=some_of(choices),
-            default=default,
-            metavar=",".join(choices),
-            help=f"which {name} get atoms (default: {','.join(default)})",
-        )
+    add_settings(parser)
+    more = parser.add_argument_group("more pictures")
+    more.add_argument(
+        "--prior",
+        dest="prior_prompts",
+        action="append",
+        default=[],
+        metavar="PROMPT",
+        help="a prompt without the new word: the model draws it first and is held to that; may be repeated",
+    )
+    more.add_argument(
+        "--prior-folder", type=Path, metavar="FOLDER", help="likewise, with captioned pictures in place of drawn ones"
+    )
+    more.add_argument(
+        "--held-out", type=Path, metavar="FOLDER", help="pictures to check on, not to learn; see --patience"
+    )
+    preview = parser.add_argument_group("pictures along the way")
+    preview.add_argument(
+        "--preview-prompt", metavar="PROMPT", help="drawn again and again, into the folder NAME_previews beside --out"
+    )
+    preview.add_argument("--preview-every", type=int, default=50, metavar="N", help="steps between two (default: 50)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where an interrupted training into the same --out stopped"
+    )
     parser.set_defaults(run=run_train)
 
 
+SETTINGS = {
+    "steps": "optimiser steps",
+    "batch": "pictures in a batch",
+    "accumulate": "batches in a step: a larger batch in the memory of a small one",
+    "learning_rate": "peak of the learning rate",
+    "encoder_rate": "learning rate of what atoms look for, relative to that of what they draw",
+    "warm_up": "share of the steps over which the learning rate rises, 0 to 1",
+    "ema": "decay of the running mean of the weights that is kept in their place, 0 (none) to 1",
+    "atoms": "atoms at each projection",
+    "projections": "which projections get atoms",
+    "attentions": "which attentions get atoms",
+    "threshold": "how rarely an atom fires, in standard deviations of its coefficient",
+    "sparsity": "how strongly unneeded atoms are emptied",
+    "prior": "how much prior pictures count beside those to learn",
+    "selective": "how strongly atoms are kept silent on the prior prompts",
+    "reseed_every": "steps between two searches for atoms that never fired, which start anew; 0 for never",
+    "patience": "stop when the held-out pictures fared no better for this many checks; 0 for never",
+    "check_every": "steps between two checks",
+    "checkpointing": "less memory, about a third slower",
+    "autocast": "run the model in bfloat16: less memory, and faster on most cards",
+    "seed": "of the start and of all noise",
+}
+"""Every field of `TrainingSettings`, and what it does."""
+FLAGS = {"projections": "sites", "prior": "prior-weight"}
+"""Fields whose option has another name."""
+CHOICES = {"projections": PROJECTIONS, "attentions": ATTENTIONS}
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for each field of `TrainingSettings`; what is not given stays out of the namespace, so that a preset can
+    take its place."""
+    group = parser.add_argument_group("the training")
+    group.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="what is taught: its own values where no option below is given (default: the defaults below)",
+    )
+    defaults = TrainingSettings()
+    for name, purpose in SETTINGS.items():
+        default = getattr(defaults, name)
+        flag = f"--{FLAGS.get(name, name).replace('_', '-')}"
+        if isinstance(default, bool):
+            how = {"action": "store_true"}
+        elif isinstance(default, tuple):
+            choices = CHOICES[name]
+            how = {"type": some_of(choices), "metavar": ",".join(choices)}
+            purpose = f"{purpose} (default: {','.join(default)})"
+        else:
+            how = {"type": type(default), "metavar": "N" if isinstance(default, int) else "X"}
+            purpose = f"{purpose} (default: {default})"
+        group.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=purpose, **how)
+
+
+def settings_of(options: argparse.Namespace) -> TrainingSettings:
+    """The settings of a command line: what is given, then the preset, then the defaults.
+
+    :raises ValueError: a value is out of its range.
+    """
+    given = {name: getattr(options, name) for name in SETTINGS if hasattr(options, name)}
+    return TrainingSettings(**{**PRESETS.get(options.preset, {}), **given})
+
+
 def run_train(options: argparse.Namespace) -> int:
-    """Trains and saves."""
+    """Trains and saves, in as many processes as were launched."""
+    with launched() as processes:
+        return train_among(processes, options)
+
+
+def train_among(processes: Processes, options: argparse.Namespace) -> int:
+    """Trains with the others; the first alone says and writes anything."""
     from .hosts.diffusers import DiffusersHost
-    from .pictures import encode_pictures, read_folder
+    from .pictures import read_folder
     from .pipelines import load_pipeline, native_side
 
-    settings = TrainingSettings(
-        steps=options.steps,
-        batch=options.batch,
-        learning_rate=options.learning_rate,
-        atoms=options.atoms,
-        projections=options.sites,
-        attentions=options.attentions,
-        threshold=options.threshold,
-        sparsity=options.sparsity,
-        seed=options.seed,
-    )
+    settings = settings_of(options)
     out = with_suffix(options.out)
     pipeline = load_pipeline(options.model, options.config)
     host = DiffusersHost(pipeline)
-    pictures = read_folder(options.images, options.word, native_side(pipeline))
-    examples = list(tqdm(encode_pictures(host, pictures), "reading pictures", len(pictures), leave=False))
+    side = native_side(pipeline)
+    pictures = read_folder(options.images, options.word, side)
+    quiet = not processes.leads
+    examples = read_examples(host, pictures, quiet)
+    to_keep = read_prior(host, options, examples[0].latents, quiet)
+    held_out = []
+    if options.held_out:
+        held_out = read_examples(host, read_folder(options.held_out, options.word, side), quiet)
     metadata = file_metadata(
         options.title or out.stem,
         options.word,
@@ -174,21 +260,81 @@ def run_train(options: argparse.Namespace) -> int:
         pictures[0].picture,
         keep_captions=options.keep_captions,
     )
-    with stop_on_interrupt() as stopped, tqdm(total=settings.steps, desc="training", unit="step") as bar:
+    state = out.with_suffix(STATE_SUFFIX)
+    if not options.resume:
+        state.unlink(missing_ok=True)
+    preview = preview_of(host, options, out) if options.preview_prompt and not quiet else None
+    with stop_on_interrupt() as stopped, tqdm(total=settings.steps, desc="training", unit="step", disable=quiet) as bar:
 
         def on_step(progress: Progress) -> None:
             bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
-            bar.update()
-            if stopped:
+            bar.update(progress.step - bar.n)
+            if processes.any(bool(stopped)):
+                stopped.append(signal.SIGINT)  # where it reached another process only
                 raise TrainingStopped
 
-        dictionary = train(host, examples, settings, on_step, metadata)
+        dictionary = train(
+            host,
+            examples + to_keep,
+            settings,
+            on_step,
+            metadata,
+            held_out=held_out,
+            preview=preview,
+            autosave=state,
+            processes=processes,
+        )
+    if quiet:
+        return 0
     save_dictionary(dictionary, out)
     print(f"{out}: {len(dictionary)} atoms, {out.stat().st_size / 1000:.0f} kB")
     if stopped:
-        print(f"{PROGRAM}: interrupted; what was learnt in {bar.n} steps is saved.", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted; what was learnt in {bar.n} steps is saved. --resume goes on.", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def read_examples(host: DiffusersHost, pictures: Sequence[CaptionedPicture], quiet: bool) -> list[Example]:
+    """Captioned pictures as the model sees them."""
+    from .pictures import encode_pictures
+
+    bar = tqdm(encode_pictures(host, pictures), "reading pictures", len(pictures), leave=False, disable=quiet)
+    return list(bar)
+
+
+def read_prior(host: DiffusersHost, options: argparse.Namespace, like: Tensor, quiet: bool) -> list[Example]:
+    """The prior pictures asked for: those of a folder, and those that the model draws, of the size of ``like``."""
+    from .pictures import read_folder
+    from .pipelines import native_side
+
+    examples = []
+    if options.prior_folder:
+        pictures = read_folder(options.prior_folder, None, native_side(host.pipeline))
+        examples += [replace(example, prior=True) for example in read_examples(host, pictures, quiet)]
+    if options.prior_prompts:
+        factor = host.pipeline.vae_scale_factor
+        size = like.shape[-2] * factor, like.shape[-1] * factor
+        conditions = [host.encode_prompt(prompt, size) for prompt in options.prior_prompts]
+        with tqdm(desc="drawing prior pictures", unit="step", leave=False, disable=quiet) as bar:
+            examples += prior_examples(
+                host, conditions, host.encode_prompt("", size), tuple(like.shape), on_step=bar.update
+            )
+    return examples
+
+
+def preview_of(host: DiffusersHost, options: argparse.Namespace, out: Path) -> Preview:
+    """Pictures of a prompt in the folder beside ``out``, named by the steps done."""
+    from .pictures import decode_latents, write_picture
+
+    def show(step: int, latents: Tensor) -> None:
+        (picture,) = decode_latents(host, latents)
+        write_picture(picture, out.with_name(f"{out.stem}_previews") / f"step_{step:05}.png")
+
+    unet = host.unet.config
+    condition, negative = (host.encode_prompt(prompt) for prompt in (options.preview_prompt, ""))
+    return Preview(
+        condition, negative, (unet.in_channels, unet.sample_size, unet.sample_size), show, options.preview_every
+    )
 
 
 @contextmanager

@@ -52,10 +52,10 @@ def decode(y: Tensor, z: Tensor, directions: Tensor) -> Tensor:
     return flat.view(y.shape)
 
 
-def group_norm(z: Tensor, directions: Tensor) -> Tensor:
+def group_norm(mean_square: Tensor, directions: Tensor) -> Tensor:
     """``sum_j sqrt(mean_tokens z_j^2) |d_j|``: the group lasso over atoms, which empties whole atoms rather than single
-    coefficients. (..., tokens, m), (..., m, d_out) -> (...)."""
-    root_mean_square = (z.square().mean(dim=-2) + 1e-12).sqrt()  # (..., m), smooth at an atom that never fires
+    coefficients. (..., m) mean of z_j^2 over tokens, (..., m, d_out) -> (...)."""
+    root_mean_square = (mean_square + 1e-12).sqrt()  # (..., m), smooth at an atom that never fires
     return (root_mean_square * directions.norm(dim=-1)).sum(dim=-1)
 
 

@@ -40,25 +40,30 @@ class Batch(NamedTuple):
     """(rows,) bool."""
 
 
-def draw_batch(host: Host, examples: Sequence[Example], rows: int, generator: Generator) -> Batch:
+def draw_batch(
+    host: Host, examples: Sequence[Example], rows: int, generator: Generator, own: slice = slice(None)
+) -> Batch:
     """Draws ``rows`` examples of one size, each size as often as it has pictures; where there are prior pictures of that
-    size, they make up half of the rows. Draws happen on the CPU, so a seed gives the same training on every device."""
+    size, they make up half of the rows. Draws happen on the CPU, so a seed gives the same training on every device.
+
+    :param own: which of the rows to hand out; all are drawn.
+    """
     subjects = [e for e in examples if not e.prior] or list(examples)
     size = subjects[int(torch.randint(len(subjects), (), generator=generator))].latents.shape
     to_learn = [e for e in subjects if e.latents.shape == size]
     to_keep = [e for e in examples if e.prior and e.latents.shape == size]
     kept = rows // 2 if to_keep else 0
     chosen = _draw(to_learn, rows - kept, generator) + _draw(to_keep, kept, generator)
-    latents = torch.stack([e.latents for e in chosen])
     # Noise levels are stratified within each half: less variance at no cost.
     progress = torch.cat([_stratified(rows - kept, generator), _stratified(kept, generator)])
-    noise = torch.randn(latents.shape, generator=generator)
-    full = torch.ones(latents.shape[-2:])
+    noise = torch.randn((rows, *size), generator=generator)
+    chosen = chosen[own]
+    full = torch.ones(size[-2:])
     return Batch(
-        latents=latents.to(host.device),
+        latents=torch.stack([e.latents for e in chosen]).to(host.device),
         condition=host.stack_conditions([e.condition for e in chosen]),
-        noise=noise.to(host.device),
-        progress=progress,
+        noise=noise[own].to(host.device),
+        progress=progress[own],
         mask=torch.stack([full if e.mask is None else e.mask for e in chosen])[:, None].to(host.device),
         prior=torch.tensor([e.prior for e in chosen], device=host.device),
     )

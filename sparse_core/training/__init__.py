@@ -2,7 +2,18 @@
 
 from ..examples import Example
 from .loop import Progress, TrainingStopped, train
+from .presets import PRESETS
+from .preview import Preview
 from .prior import prior_examples
 from .settings import TrainingSettings
 
-__all__ = ["Example", "Progress", "TrainingSettings", "TrainingStopped", "prior_examples", "train"]
+__all__ = [
+    "PRESETS",
+    "Example",
+    "Preview",
+    "Progress",
+    "TrainingSettings",
+    "TrainingStopped",
+    "prior_examples",
+    "train",
+]

@@ -15,6 +15,7 @@ from ..controls import SparseAdapter
 from ..dictionary import Atoms, SparseDictionary
 from ..hosts.base import Host
 from ..layers import Layer, Site
+from .processes import ALONE, Processes
 from .settings import TrainingSettings
 
 
@@ -65,8 +66,8 @@ class DictionaryLearner:
 
     LEARNT = ("encoder", "bias", "directions")
 
-    def __init__(self, host: Host, settings: TrainingSettings) -> None:
-        self.host, self.settings = host, settings
+    def __init__(self, host: Host, settings: TrainingSettings, processes: Processes = ALONE) -> None:
+        self.host, self.settings, self.processes = host, settings, processes
         initial = initial_dictionary(host.layers, settings)
         self.dictionary = initial.map(lambda atoms: atoms.map(lambda tensor: tensor.to(host.device)))
         for tensor in self.parameters().values():
@@ -114,6 +115,8 @@ class DictionaryLearner:
         """See `Learner`: each site counts relative to the rms of the feature it updates, so that a weight means the same
         in every model. Sites of one shape are summed together: a few large operations instead of many small ones."""
         self._listening = False
+        counts = torch.tensor([float(len(rows)) for rows in (self._to_learn, self._to_keep)])
+        learnt, kept = self.processes.mean(counts).tolist()
         alike: dict[tuple, list[Site]] = {}
         for site, seen in self._seen.items():
             alike.setdefault((seen.z.shape, self.dictionary.sites[site].directions.shape), []).append(site)
@@ -122,34 +125,36 @@ class DictionaryLearner:
             z = torch.stack([self._seen[site].z for site in sites])  # (sites, rows, tokens, m)
             directions = torch.stack([self.dictionary.sites[site].directions for site in sites])  # (sites, m, d_out)
             rms = torch.stack([self._seen[site].rms for site in sites])
-            total = total + (self._penalties(z, directions) / rms.clamp(min=torch.finfo(torch.float32).tiny)).sum()
+            squares = _share_of_mean(z.square(), self._to_learn, learnt)
+            fired = (z.detach() != 0).flatten(1, 2).any(dim=1)
+            facts = self.processes.mean(torch.cat([squares.detach(), fired, rms.square()[:, None]], dim=1))
+            everyones, fired, rms = facts.split([z.shape[-1], z.shape[-1], 1], dim=1)
+            penalties = z.new_zeros(len(z))
+            if learnt:
+                # The value is of the whole batch and the gradient of our rows alone: the mean gradient of all processes is
+                # then that of the whole, although the norm is not a sum over rows.
+                squares = squares + (everyones - squares.detach()).to(squares)
+                penalties = penalties + self.settings.sparsity * group_norm(squares, directions)
+            if self.settings.selective and kept:
+                moved = _share_of_mean(z.abs(), self._to_keep, kept)
+                penalties = penalties + self.settings.selective * (moved * directions.norm(dim=2)).sum(dim=1)
+            total = total + (penalties / rms[:, 0].sqrt().clamp(min=torch.finfo(torch.float32).tiny)).sum()
             if self.settings.reseed_every:
-                for site, fired in zip(sites, (z.detach() != 0).flatten(1, 2).any(dim=1), strict=True):
-                    self.fired[site] |= fired
+                for site, has_fired in zip(sites, fired > 0, strict=True):
+                    self.fired[site] |= has_fired
         self._seen = {site: seen._replace(z=seen.z.detach()) for site, seen in self._seen.items()}
         return total
-
-    def _penalties(self, z: Tensor, directions: Tensor) -> Tensor:
-        """(sites, rows, tokens, m), (sites, m, d_out) -> (sites,)."""
-        penalties = z.new_zeros(len(z))
-        if len(self._to_learn):
-            learnt = z[:, self._to_learn] if len(self._to_keep) else z
-            penalties = penalties + self.settings.sparsity * group_norm(learnt.flatten(1, 2), directions)
-        if self.settings.selective and len(self._to_keep):
-            moved = z[:, self._to_keep].abs().mean(dim=(1, 2))  # (sites, m)
-            penalties = penalties + self.settings.selective * (moved * directions.norm(dim=2)).sum(dim=1)
-        return penalties
 
     @torch.no_grad()
     def maintain(self, error: Tensor) -> list[tuple[str, int]]:
         """Atoms that never fired since the last call start anew, as detectors of the tokens with the largest error."""
-        anew = []
+        anew, error = [], self.processes.whole(error)
         for site, fired in self.fired.items():
             silent = (~fired).nonzero()[:, 0].tolist()
             fired.zero_()
             if not silent or site not in self._seen:
                 continue
-            tokens = _worst_tokens(self._seen[site].x, error, len(silent))
+            tokens = _worst_tokens(self.processes.whole(self._seen[site].x), error, len(silent))
             encoder = self.dictionary.sites[site].encoder
             encoder[silent[: len(tokens)]] = F.normalize(tokens.float(), dim=1).to(encoder)
             anew += [(f"{site}.{name}", row) for row in silent[: len(tokens)] for name in self.LEARNT]
@@ -170,6 +175,15 @@ class _Seen(NamedTuple):
     """(rows, tokens, m), their coefficients."""
     rms: Tensor
     """Of the feature they update, a scalar."""
+
+
+def _share_of_mean(values: Tensor, rows: Tensor, count: float) -> Tensor:
+    """What our rows add to a mean over rows and tokens, (sites, rows, tokens, m) -> (sites, m): the mean of everybody's share
+    is the mean over everybody's rows, of which each process has ``count`` on average."""
+    if not len(rows):
+        return values.new_zeros(len(values), values.shape[-1])
+    chosen = values if len(rows) == values.shape[1] else values[:, rows]
+    return chosen.flatten(1, 2).mean(dim=1) * (len(rows) / count)
 
 
 def _worst_tokens(x: Tensor, error: Tensor, count: int) -> Tensor:

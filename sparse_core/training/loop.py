@@ -17,6 +17,8 @@ from ..examples import Batch, Example, draw_batch
 from ..hosts.base import Host
 from .learners import DictionaryLearner, Learner, rates
 from .objective import loss_weight, squared_error
+from .preview import Preview
+from .processes import ALONE, Processes
 from .settings import TrainingSettings
 from .state import TrainingState
 
@@ -69,14 +71,16 @@ class Trainer:
         examples: Sequence[Example],
         settings: TrainingSettings,
         held_out: Sequence[Example] = (),
+        processes: Processes = ALONE,
     ) -> None:
         """
+        :param processes: those that train with this one, each with a batch of its own; ``learner`` must know of them too.
         :raises ValueError: there are no examples.
         """
         if not examples:
             raise ValueError("There is nothing to learn from; expected at least one picture with its caption.")
         self.host, self.learner, self.settings = host, learner, settings
-        self.examples, self.held_out_examples = examples, held_out
+        self.examples, self.held_out_examples, self.processes = examples, held_out, processes
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.parameters = learner.parameters()
         self.optimiser = torch.optim.Adam(rates(learner), betas=(0.9, 0.99), foreach=True)
@@ -96,16 +100,18 @@ class Trainer:
             group["lr"] = peak * learning_rate_factor(self.step, settings)
         total = 0.0
         for _ in range(settings.accumulate):
-            batch = draw_batch(self.host, self.examples, settings.batch, self.generator)
+            batch = self.draw(self.examples, self.generator)
             with self.learner.at_work(batch.prior):
                 error, estimate = self.errors(batch)
                 loss = (error * torch.where(batch.prior, settings.prior, 1.0)).mean()
                 ((loss + self.learner.penalty()) / settings.accumulate).backward()
             total += float(loss.detach()) / settings.accumulate
+        total = self._agreed(total)
         if not math.isfinite(total):
             raise ValueError(
                 f"The loss is {total} at step {self.step + 1}. Lower the learning rate (now {settings.learning_rate:g})."
             )
+        self.processes.average([t.grad for t in self.parameters.values() if t.grad is not None])
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.step += 1
@@ -118,6 +124,11 @@ class Trainer:
         if self.held_out_examples and self.step % settings.check_every == 0:
             self.held_out.append(self.check())
         return estimate.detach()
+
+    def draw(self, examples: Sequence[Example], generator: torch.Generator) -> Batch:
+        """This process's rows of the next batch."""
+        rows = self.settings.batch * self.processes.count
+        return draw_batch(self.host, examples, rows, generator, self.processes.own)
 
     def errors(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(rows,) weighted squared errors and the estimate of the clean latents, by the host as it is."""
@@ -133,10 +144,13 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.settings.seed)
         total = 0.0
         for _ in range(CHECK_BATCHES):
-            batch = draw_batch(self.host, self.held_out_examples, self.settings.batch, generator)
+            batch = self.draw(self.held_out_examples, generator)
             with self.learner.at_work(batch.prior):
                 total += float(self.errors(batch)[0].mean()) / CHECK_BATCHES
-        return total
+        return self._agreed(total)
+
+    def _agreed(self, loss: float) -> float:
+        return float(self.processes.mean(torch.tensor(loss, dtype=torch.float64)))
 
     @property
     def finished(self) -> bool:
@@ -200,34 +214,48 @@ def train(
     metadata: dict[str, Any] | None = None,
     *,
     held_out: Sequence[Example] = (),
+    preview: Preview | None = None,
     autosave: Path | None = None,
     autosave_every: int = 50,
+    processes: Processes = ALONE,
 ) -> SparseDictionary:
     """Fits a dictionary to examples.
 
     :param on_step: called after every step; may raise `TrainingStopped`, or what the host raises when a person cancels.
     :param metadata: kept in the dictionary, beside the training record.
     :param held_out: pictures to watch for overfitting.
+    :param preview: a picture to draw along the way, before ``on_step`` is called; it changes nothing that is learnt.
     :param autosave: a file for the training's state: written every ``autosave_every`` steps and at a stop, gone on from
         where it exists, removed when the training has finished.
+    :param processes: those that call this at the same time with the same arguments; each step takes a batch of every one.
+        All give the same dictionary, and the first alone writes ``autosave``.
     :returns: the dictionary, directions of unit norm, importance measured on the examples, and on prior examples what it
         is elsewhere.
-    :raises ValueError: there are no examples, the loss stops being a number, or ``autosave`` is of another training.
+    :raises ValueError: there are no examples, there is patience with nothing held out, the loss stops being a number, or
+        ``autosave`` is of another training.
     :raises MemoryError: the device's memory does not suffice.
     """
+    if settings.patience and not held_out:
+        raise ValueError(
+            f"patience is {settings.patience}, but no pictures are held out to watch. Give some that are not learnt from, or "
+            "set patience to 0."
+        )
     with host.trainable(settings.checkpointing):
-        learner = DictionaryLearner(host, settings)
-        trainer = Trainer(host, learner, examples, settings, held_out)
+        learner = DictionaryLearner(host, settings, processes)
+        trainer = Trainer(host, learner, examples, settings, held_out, processes)
         if autosave is not None and autosave.exists():
             trainer.restore(TrainingState.load(autosave))
+        writes = autosave is not None and processes.leads
         try:
             while not trainer.finished:
                 estimate = trainer.advance()
-                if autosave is not None and trainer.step % autosave_every == 0:
+                if writes and trainer.step % autosave_every == 0:
                     trainer.state().save(autosave)
+                if preview is not None and trainer.step % preview.every == 0:
+                    preview.show(trainer.step, preview.draw(host, learner.adapter))
                 on_step(Progress(trainer.step, settings.steps, trainer.losses, trainer.held_out, estimate))
         except (TrainingStopped, *host.interruptions):
-            if autosave is not None:
+            if writes:
                 trainer.state().save(autosave)
         except torch.OutOfMemoryError as error:
             kept = f" At most {autosave_every} steps of work are lost: train with resume to go on." if autosave else ""
@@ -237,7 +265,7 @@ def train(
                 f"smaller pictures.{kept}"
             ) from error
         else:
-            if autosave is not None:
+            if writes:
                 autosave.unlink(missing_ok=True)
         trainer.use_mean()
         finished = learner.snapshot()

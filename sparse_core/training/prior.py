@@ -41,5 +41,6 @@ def prior_examples(
             negative=host.stack_conditions([negative] * len(group)),
             on_step=on_step,
         )
-        examples += [Example(one, condition, prior=True) for one, condition in zip(latents, group, strict=True)]
+        # Where the pictures to learn from lie: a batch stacks both.
+        examples += [Example(one, condition, prior=True) for one, condition in zip(latents.cpu(), group, strict=True)]
     return examples

@@ -50,6 +50,7 @@ def training(graph: Graph, demo: Node, **settings: Any) -> Node:
         latents=latents[0],
         captions=captions[0],
         name="zib",
+        preset="custom",
         steps=4,
         learning_rate=0.01,
         batch=2,

@@ -147,6 +147,56 @@ def test_a_cancelled_training_is_saved_and_the_graph_goes_on(server: Server) -> 
         assert any(atoms.directions.any() for atoms in dictionary.sites.values())
 
 
+def test_a_preview_changes_nothing_that_is_learnt(server: Server) -> None:
+    graph = Graph()
+    demo = prompts.demo(graph)
+    prompt = graph.add("CLIPTextEncode", text="a zib at night", clip=demo[1])
+    empty = graph.add("CLIPTextEncode", text="", clip=demo[1])
+    for prefix, shown in (("unwatched", {}), ("watched", {"preview": prompt[0], "negative": empty[0]})):
+        trained = prompts.training(graph, demo, seed=12, preview_every=2, **shown)
+        graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix=prefix)
+    run(server, graph)
+    unwatched, watched = (server.dictionaries / f"{name}_00001_.safetensors" for name in ("unwatched", "watched"))
+    assert watched.read_bytes() == unwatched.read_bytes()
+
+
+def test_a_preview_without_a_negative_prompt_is_refused(server: Server) -> None:
+    graph = Graph()
+    demo = prompts.demo(graph)
+    prompt = graph.add("CLIPTextEncode", text="a zib at night", clip=demo[1])
+    trained = prompts.training(graph, demo, seed=13, preview=prompt[0])
+    graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix="refused")
+    assert "no negative prompt" in server.client.run(graph).error
+
+
+def test_a_preset_brings_its_own_values_and_custom_takes_those_of_the_node(server: Server) -> None:
+    records = {}
+    for preset in ("custom", "single picture"):
+        graph = Graph()
+        demo = prompts.demo(graph)
+        values = {"steps": 3, "sparsity": 2e-4, "accumulate": 2, "ema": 0.5, "warm_up": 0.5}
+        trained = prompts.training(graph, demo, preset=preset, seed=14, **values)
+        graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix=f"preset {preset}")
+        assert not server.client.run(graph, cancel_at=2 if preset != "custom" else None).error
+        file = server.dictionaries / f"preset {preset}_00001_.safetensors"
+        records[preset] = load_dictionary(file).metadata["training"]
+    names = ("steps", "batch", "sparsity", "accumulate", "ema", "warm_up", "seed")
+    assert [records["custom"][name] for name in names] == [3, 2, 2e-4, 2, 0.5, 0.5, 14]
+    assert [records["single picture"][name] for name in names] == [250, 2, 3e-4, 1, 0.0, 0.05, 14]
+
+
+def test_held_out_pictures_need_captions_and_patience_needs_them(server: Server) -> None:
+    for inputs, message in (({"held_out": True}, "2 pictures and 0 captions"), ({"patience": 1}, "are held out")):
+        graph = Graph()
+        demo = prompts.demo(graph)
+        if "held_out" in inputs:
+            pictures = graph.add("EmptyImage", width=128, height=128, batch_size=2, color=0x20FF20)
+            inputs["held_out"] = graph.add("VAEEncode", pixels=pictures[0], vae=demo[2])[0]
+        trained = prompts.training(graph, demo, seed=15, **inputs)
+        graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix="refused")
+        assert message in server.client.run(graph).error
+
+
 def test_a_model_that_was_trained_on_still_draws_the_same(server: Server) -> None:
     graph = Graph()
     demo = prompts.demo(graph)

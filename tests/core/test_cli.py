@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from sparse_core import cli
 from sparse_core.demo.text import load_tokenizer, write_tokenizer
 from sparse_core.files import load_dictionary, save_dictionary
-from sparse_core.training import train
+from sparse_core.training import TrainingSettings, train
 
 SIDE = 64
 
@@ -126,6 +127,7 @@ def test_runs_as_a_module():
         ["train", "images", "--out", "x", "--sites", "q,x"],
         ["train", "images", "--out", "x", "--attentions", ""],
         ["train", "images", "--out", "x", "--steps", "many"],
+        ["train", "images", "--out", "x", "--preset", "picasso"],
         ["generate", "--prompt", "a cat", "--out", "x.png", "--size", "64"],
     ],
 )
@@ -158,14 +160,103 @@ class TestTrain:
         assert {site.projection for site in dictionary.sites} == {"v", "o"}
         assert {dictionary.layers[site.layer].attention for site in dictionary.sites} == {"attn2"}
 
+    def test_what_is_given_wins_over_the_preset_and_the_preset_over_the_defaults(self, model, images, tmp_path):
+        out = tmp_path / "one.safetensors"
+        preset = ("--preset", "single picture")
+        assert run("train", images, "--out", out, "--model", model, *preset, "--word", "zib", "--steps", 2) == 0
+        record = load_dictionary(out).metadata["training"]
+        assert (record["steps"], record["batch"], record["sparsity"], record["atoms"]) == (2, 2, 3e-4, 16)
+
+    def test_every_setting_has_an_option(self, monkeypatch):
+        assert cli.SETTINGS.keys() == {field.name for field in fields(TrainingSettings)}
+        given = {"steps": 7, "warm_up": 0.5, "projections": ("v",), "prior": 0.25, "checkpointing": True, "seed": 3}
+        words = ["--steps=7", "--warm-up=0.5", "--sites=v", "--prior-weight=0.25", "--checkpointing", "--seed=3"]
+        options = cli.build_parser().parse_args(["train", "x", "--out", "x", *words])
+        assert cli.settings_of(options) == TrainingSettings(**given)
+
+    def test_prior_prompts_are_drawn_and_prior_folders_read(self, trained, model, images, tmp_path, monkeypatch):
+        seen = []
+
+        def watched(host, examples, *arguments, **others):
+            seen.append([(example.prior, tuple(example.latents.shape)) for example in examples])
+            return train(host, examples, *arguments, **others)
+
+        monkeypatch.setattr(cli, "train", watched)
+        keep = tmp_path / "keep"
+        keep.mkdir()
+        Image.new("RGB", (90, 90), "red").save(keep / "c.png")
+        (keep / "c.txt").write_text("a red wall")
+        out = tmp_path / "kept.safetensors"
+        prior = ("--prior", "a cat", "--prior", "a house", "--prior-folder", keep, "--title", "trained")
+        assert run("train", images, "--out", out, "--model", model, *QUICK, *prior) == 0
+        (examples,) = seen
+        assert [is_prior for is_prior, _ in examples] == [False] * 2 + [True] * 17
+        assert {shape for is_prior, shape in examples if is_prior} == {examples[0][1]}
+        assert out.read_bytes() != trained.read_bytes()
+
+    def test_a_black_mask_leaves_that_part_out(self, model, images, tmp_path, monkeypatch):
+        seen = []
+        monkeypatch.setattr(
+            cli, "train", lambda host, examples, *a, **o: seen.extend(examples) or train(host, examples, *a, **o)
+        )
+        mask = Image.new("L", (90, 90))
+        mask.paste(255, (45, 0, 90, 90))
+        mask.save(images / "a.mask.png")
+        assert run("train", images, "--out", tmp_path / "x", "--model", model, *QUICK) == 0
+        masked, plain = seen
+        assert plain.mask is None and masked.mask.shape == masked.latents.shape[-2:]
+        assert not masked.mask[:, :3].any() and bool((masked.mask[:, -3:] == 1).all())
+
+    def test_masks_that_do_not_fit_are_refused(self, model, images, tmp_path, capsys):
+        base = ("train", images, "--out", tmp_path / "x.safetensors", "--model", model, "--word", "zib")
+        Image.new("L", (90, 60)).save(images / "a.mask.png")
+        assert_fails(capsys, "a.mask.png has 90x60 pixels and a.png 90x90; expected the same size", *base)
+        (images / "a.mask.png").rename(images / "c.mask.png")
+        assert_fails(capsys, "there is no picture c beside it", *base)
+
+    def test_held_out_pictures_end_a_training_that_gains_nothing(self, model, images, tmp_path, capsys):
+        out = tmp_path / "ended.safetensors"
+        base = ("train", images, "--out", out, "--model", model, *QUICK, "--patience", 1, "--check-every", 1)
+        # With a rate that changes nothing to speak of, no check is better than the first by more than rounding.
+        still = ("--steps", 40, "--learning-rate", "1e-12", "--held-out", images)
+        assert run(*base, *still) == 0
+        assert load_dictionary(out).metadata["training"]["steps_done"] < 40
+        assert_fails(capsys, "patience is 1, but no pictures are held out", *base)
+
+    def test_a_resumed_training_gives_the_file_of_an_uninterrupted_one(
+        self, trained, model, images, tmp_path, monkeypatch
+    ):
+        out, state = tmp_path / "resumed.safetensors", tmp_path / "resumed.training"
+        base = ("train", images, "--out", out, "--model", model, *QUICK, "--title", "trained")
+
+        def train_with_an_interrupt(host, examples, settings, on_step, metadata, **others):
+            def step(progress):
+                signal.raise_signal(signal.SIGINT)
+                on_step(progress)
+
+            return train(host, examples, settings, step, metadata, **others)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cli, "train", train_with_an_interrupt)
+            assert run(*base) == 130
+        assert state.is_file() and load_dictionary(out).metadata["training"]["steps_done"] == 1
+        assert run(*base, "--resume") == 0
+        assert out.read_bytes() == trained.read_bytes() and not state.exists()
+
+    def test_without_resume_a_training_starts_anew(self, trained, model, images, tmp_path):
+        out, state = tmp_path / "anew.safetensors", tmp_path / "anew.training"
+        state.write_bytes(b"left over")
+        assert run("train", images, "--out", out, "--model", model, *QUICK, "--title", "trained") == 0
+        assert out.read_bytes() == trained.read_bytes() and not state.exists()
+
     def test_an_interrupt_saves_what_was_learnt(self, model, images, tmp_path, monkeypatch, capsys):
-        def train_with_an_interrupt(host, examples, settings, on_step, metadata):
+        def train_with_an_interrupt(host, examples, settings, on_step, metadata, **others):
             def step(progress):
                 if progress.step == 2:
                     signal.raise_signal(signal.SIGINT)
                 on_step(progress)
 
-            return train(host, examples, settings, step, metadata)
+            return train(host, examples, settings, step, metadata, **others)
 
         monkeypatch.setattr(cli, "train", train_with_an_interrupt)
         out = tmp_path / "interrupted.safetensors"
@@ -174,11 +265,43 @@ class TestTrain:
         assert "2 steps is saved" in capsys.readouterr().err
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
+    def test_previews_lie_beside_the_file_and_change_nothing_in_it(self, trained, model, images, tmp_path):
+        out = tmp_path / "shown.safetensors"
+        shown = ("--preview-prompt", "a zib", "--preview-every", 2, "--title", "trained")
+        assert run("train", images, "--out", out, "--model", model, *QUICK, "--steps", 4, *shown) == 0
+        folder = tmp_path / "shown_previews"
+        assert sorted(path.name for path in folder.iterdir()) == ["step_00002.png", "step_00004.png"]
+        first, second = (pixels(path) for path in sorted(folder.iterdir()))
+        assert first.shape == (SIDE, SIDE, 3) and first.std() > 0
+        assert (first != second).any()
+        plain = tmp_path / "plain.safetensors"
+        assert run("train", images, "--out", plain, "--model", model, *QUICK, "--steps", 4, "--title", "trained") == 0
+        assert plain.read_bytes() == out.read_bytes()
+
+    def test_two_launched_processes_train_as_one_with_the_double_batch(self, model, images, tmp_path):
+        alone, shared = tmp_path / "alone.safetensors", tmp_path / "shared.safetensors"
+        base = ("train", images, "--model", model, "--word", "zib", "--atoms", 2, "--threshold", "0.5", "--steps", 3)
+        base += ("--preview-prompt", "a zib", "--preview-every", 3)
+        launch = ["--standalone", "--nproc-per-node", 2, "-m", "sparse_core", *base, "--batch", 1, "--out", shared]
+        command = [sys.executable, "-m", "torch.distributed.run", *map(str, launch)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("shared.safetensors:") == 1
+        assert [path.name for path in (tmp_path / "shared_previews").iterdir()] == ["step_00003.png"]
+        assert run(*base, "--batch", 2, "--out", alone) == 0
+        one, two = load_dictionary(alone), load_dictionary(shared)
+        for site, atoms in one.sites.items():
+            torch.testing.assert_close(two.sites[site].directions, atoms.directions, rtol=1e-2, atol=1e-2)
+        losses = [dictionary.metadata["training"]["final_loss"] for dictionary in (one, two)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
     def test_errors_are_told(self, model, images, tmp_path, capsys):
         out = ("--out", tmp_path / "x.safetensors", "--model", model)
         assert_fails(capsys, "There is no folder", "train", tmp_path / "nowhere", *out)
         assert_fails(capsys, "b.jpg has no caption", "train", images, *out)
         assert_fails(capsys, "steps is 0", "train", images, *out, "--word", "zib", "--steps", "0")
+        none = ("--word", "zib", "--preview-prompt", "a zib", "--preview-every", "0")
+        assert_fails(capsys, "every 0 steps; expected at least 1", "train", images, *out, *none)
         (tmp_path / "empty").mkdir()
         assert_fails(capsys, "holds no pictures", "train", tmp_path / "empty", *out)
         (images / "c.png").write_bytes(b"not a picture")

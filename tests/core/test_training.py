@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -20,10 +22,11 @@ from sparse_core.examples import draw_batch
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.layers import Site
-from sparse_core.training import Example, Progress, TrainingSettings, TrainingStopped, train
+from sparse_core.training import PRESETS, Example, Preview, Progress, TrainingSettings, TrainingStopped, train
 from sparse_core.training.learners import DictionaryLearner, initial_dictionary
 from sparse_core.training.loop import Trainer, learning_rate_factor
 from sparse_core.training.objective import SNR_CAP, loss_weight
+from sparse_core.training.processes import Processes
 
 QUICK = TrainingSettings(steps=4, batch=2, atoms=8, threshold=0.5, learning_rate=0.01, reseed_every=0)
 
@@ -208,6 +211,47 @@ def test_importance_elsewhere_is_measured_on_the_pictures_to_keep(host: Diffuser
     assert not any(torch.equal(atoms.elsewhere, atoms.importance) for atoms in both.sites.values())
 
 
+# ------------------------------------------------------------------------------------------------------------- previews
+
+
+def preview_into(shown: dict[int, Tensor], **options: object) -> Preview:
+    shape = (CHANNELS, 8, 8)
+    return Preview(random_condition(1, seed=7), random_condition(1, seed=8), shape, shown.__setitem__, **options)
+
+
+def test_previews_come_every_so_often_and_change_nothing_that_is_learnt(host: DiffusersHost) -> None:
+    shown: dict[int, Tensor] = {}
+    watched = train(host, make_examples(), QUICK, preview=preview_into(shown, every=2))
+    assert list(shown) == [2, 4] and all(latents.shape == (1, CHANNELS, 8, 8) for latents in shown.values())
+    unwatched = train(host, make_examples(), QUICK)
+    assert same(watched, unwatched) and watched.metadata == unwatched.metadata
+
+
+def test_a_preview_shows_the_dictionary_as_it_stands_from_the_same_noise(host: DiffusersHost) -> None:
+    shown: dict[int, Tensor] = {}
+    learnt = train(host, make_examples(), QUICK, preview=preview_into(shown, every=2))
+    again = preview_into({})
+    torch.testing.assert_close(shown[4], again.draw(host, SparseAdapter(learnt)), rtol=1e-4, atol=1e-4)
+    start = again.draw(host, SparseAdapter(initial_dictionary(host.layers, QUICK)))
+    distances = [float((latents - start).norm()) for latents in shown.values()]
+    assert 0 < distances[0] < distances[1]
+
+
+def test_a_preview_in_a_resumed_training_changes_nothing_either(host: DiffusersHost, tmp_path: Path) -> None:
+    state, shown = tmp_path / "fox.training", {}
+    train(host, make_examples(), QUICK, stop_at(2), preview=preview_into(shown, every=1), autosave=state)
+    resumed = train(host, make_examples(), QUICK, preview=preview_into(shown, every=1), autosave=state)
+    assert list(shown) == [1, 2, 3, 4] and same(resumed, train(host, make_examples(), QUICK))
+
+
+def test_a_stop_while_a_preview_is_drawn_keeps_what_was_learnt(host: DiffusersHost) -> None:
+    def stop() -> None:
+        raise TrainingStopped
+
+    learnt = train(host, make_examples(), QUICK, preview=preview_into({}, every=2, on_step=stop))
+    assert learnt.metadata["training"]["steps_done"] == 2
+
+
 # ------------------------------------------------------------------------------------------------- stopping and resuming
 
 
@@ -280,6 +324,94 @@ def test_training_ends_when_the_held_out_loss_has_turned(host: DiffusersHost) ->
         assert trainer.finished == finished
 
 
+# ---------------------------------------------------------------------------------------------------- several processes
+
+
+class InThread(Processes):
+    """A process played by a thread."""
+
+    def __init__(self, count: int, rank: int, barrier: Barrier, said: list[Tensor | None]) -> None:
+        super().__init__(count, rank)
+        self.barrier, self.said = barrier, said
+
+    def everybodys(self, tensor: Tensor) -> list[Tensor]:
+        self.said[self.rank] = tensor.detach().clone()
+        self.barrier.wait(60)
+        heard = list(self.said)
+        self.barrier.wait(60)
+        return heard
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        return torch.stack(self.everybodys(tensor)).mean(dim=0)
+
+    def whole(self, rows: Tensor) -> Tensor:
+        return torch.stack(self.everybodys(rows), dim=1).flatten(0, 1)
+
+
+def train_in_threads(count: int, examples: list[Example], settings: TrainingSettings, **others: object) -> list:
+    barrier, said = Barrier(count), [None] * count
+    hosts = [tiny_host() for _ in range(count)]  # not in the threads: they share the generator that weights come from
+
+    def one(rank: int) -> SparseDictionary:
+        try:
+            return train(hosts[rank], examples, settings, processes=InThread(count, rank, barrier, said), **others)
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "options"),
+    [
+        (2, 2, {}),
+        (2, 1, {}),  # one process sees nothing but pictures to learn, the other nothing but pictures to keep
+        (3, 2, {"accumulate": 2}),
+        (2, 2, {"reseed_every": 2, "threshold": 2.5}),
+    ],
+)
+def test_several_processes_train_as_one_with_the_whole_batch_does(
+    host: DiffusersHost, count: int, batch: int, options: dict[str, object]
+) -> None:
+    """Also the terms that are no sum over rows: the group term, and the search for atoms that never fired."""
+    settings = replace(QUICK, sparsity=1e-2, selective=1e-2, **options)
+    examples = make_examples(4) + make_examples(3, seed=9, prior=True)
+    held_out = {"held_out": make_examples(2, seed=5)}
+    settings = replace(settings, check_every=2)
+    alone = train(host, examples, replace(settings, batch=batch * count), **held_out)
+    shared = train_in_threads(count, examples, replace(settings, batch=batch), **held_out)
+    assert all(same(shared[0], other) and shared[0].metadata == other.metadata for other in shared[1:])
+    for site, atoms in alone.sites.items():
+        for name, tensor in atoms.tensors().items():
+            torch.testing.assert_close(shared[0].sites[site].tensors()[name], tensor, rtol=1e-2, atol=1e-3)
+    records = [dictionary.metadata["training"] for dictionary in (alone, shared[0])]
+    assert records[1]["final_loss"] == pytest.approx(records[0]["final_loss"], rel=1e-4)
+    assert records[1]["atoms_reseeded"] == records[0]["atoms_reseeded"]
+    assert bool(records[0]["atoms_reseeded"]) == bool(settings.reseed_every)
+
+
+def test_the_leading_process_alone_keeps_the_state_and_all_go_on_from_it(host: DiffusersHost, tmp_path: Path) -> None:
+    state, examples = tmp_path / "fox.training", make_examples(4)
+    train_in_threads(2, examples, QUICK, on_step=stop_at(2), autosave=state)
+    assert state.is_file()
+    resumed = train_in_threads(2, examples, QUICK, autosave=state)
+    assert same(resumed[0], train_in_threads(2, examples, QUICK)[0]) and not state.exists()
+
+
+def test_each_process_gets_its_rows_of_the_whole_batch(host: DiffusersHost) -> None:
+    examples = make_examples(3) + make_examples(3, seed=9, prior=True)
+    whole = draw_batch(host, examples, 6, Generator().manual_seed(0))
+    parts = [draw_batch(host, examples, 6, Generator().manual_seed(0), Processes(3, rank).own) for rank in range(3)]
+    for name in ("latents", "noise", "progress", "mask", "prior"):
+        together = torch.stack([getattr(part, name) for part in parts], dim=1).flatten(0, 1)
+        assert torch.equal(together, getattr(whole, name)), name
+    texts = torch.stack([part.condition.text for part in parts], dim=1).flatten(0, 1)
+    assert torch.equal(texts, whole.condition.text)
+    assert all(part.prior.tolist() == [False, True] for part in parts)
+
+
 # -------------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -312,6 +444,26 @@ def test_a_loss_that_is_no_number_says_at_which_step_and_what_to_do(host: Diffus
 def test_a_setting_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name} is {value}; expected"):
         replace(QUICK, **{name: value})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_in_range_and_leaves_memory_time_and_chance_alone(name: str) -> None:
+    assert replace(TrainingSettings(), **PRESETS[name]).steps >= 1
+    assert not {"accumulate", "checkpointing", "autocast", "seed"} & PRESETS[name].keys()
+
+
+def test_presets_differ_in_what_they_are_for() -> None:
+    assert PRESETS["style"]["steps"] > TrainingSettings().steps > PRESETS["single picture"]["steps"]
+
+
+def test_patience_with_nothing_held_out_is_refused(host: DiffusersHost) -> None:
+    with pytest.raises(ValueError, match="patience is 2, but no pictures are held out"):
+        train(host, make_examples(), replace(QUICK, patience=2))
+
+
+def test_a_preview_every_0_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="every 0 steps; expected at least 1"):
+        preview_into({}, every=0)
 
 
 def test_sites_that_do_not_exist_are_refused() -> None:
