@@ -38,17 +38,24 @@ def encode(x: Tensor, encoder: Tensor, bias: Tensor, threshold: Tensor, normalis
     :param encoder: (m, d_in) rows e_j in the type of x.
     :param bias: (m,) float32.
     :param threshold: (m,) float32, >= 0.
-    :param normalise: (m,) float32, 1 where the atom reads x / rms(x) and 0 where it reads x.
+    :param normalise: (m,) float32, 1 where the atom reads x / rms(x) and 0 where it reads x; (1,) where all agree.
     :returns: (..., m) float32.
     """
     a = torch.nn.functional.linear(x, encoder).float()  # (..., m)
-    scale = torch.lerp(torch.ones_like(normalise), inverse_rms(x), normalise)  # (..., m)
+    scale = torch.lerp(torch.ones_like(normalise), inverse_rms(x), normalise)  # (..., m or 1)
     return soft_threshold(torch.addcmul(bias, a, scale), threshold)
 
 
 def decode(y: Tensor, z: Tensor, directions: Tensor) -> Tensor:
     """``y + z d``: (..., d_out), (..., m), (m, d_out) -> (..., d_out), in the type of y."""
     flat = torch.addmm(y.reshape(-1, y.shape[-1]), z.reshape(-1, z.shape[-1]).to(y.dtype), directions)
+    return flat.view(y.shape)
+
+
+def decode_(y: Tensor, z: Tensor, directions: Tensor) -> Tensor:
+    """`decode` that may use up y: a large feature is not copied, which costs more than the sum itself."""
+    flat = y.reshape(-1, y.shape[-1])
+    flat.addmm_(z.reshape(-1, z.shape[-1]).to(y.dtype), directions.to(y.dtype))
     return flat.view(y.shape)
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .coding import decode, encode
+from .coding import decode, decode_, encode
 from .controls import Curve, SiteState, Stack, State
 from .dictionary import Atoms
 from .layers import PROJECTIONS, Layer, Projection, Site
@@ -456,10 +456,15 @@ def _coder(joined: Mapping[Projection, _Joined], projections: str) -> Coder | No
         encoder=gather(lambda site: site.atoms.encoder),
         bias=gather(lambda site: site.atoms.bias).float(),
         threshold=gather(lambda site: site.atoms.threshold).float(),
-        normalise=gather(lambda site: site.normalise).to(device),
+        normalise=_shared(gather(lambda site: site.normalise)).to(device),
         gates=gates.to(device) if gates.any() else None,
         slices=slices,
     )
+
+
+def _shared(values: Tensor) -> Tensor:
+    """One value for all where all are equal: (m,) -> (m,) or (1,)."""
+    return values[:1] if bool((values == values[0]).all()) else values
 
 
 # ------------------------------------------------------------------------------------------------------------- running
@@ -598,7 +603,8 @@ class LayerRun:
 
         Where atoms of k or v are confined to regions, each region's tokens attend with its atoms, what the regions leave
         of the picture attends without, and all are blended by the regions' weights: one attention's work in all, and once
-        more where regions overlap or are soft. Tokens outside of all keep what they had, to the bit.
+        more where regions overlap or are soft. Tokens outside of all keep what they had: to the bit, if ``attention``
+        works query by query.
 
         :param any_queries: whether ``attention`` may be called with some of the queries only.
         """
@@ -662,15 +668,18 @@ class LayerRun:
                 for region, s in decoder.regions.items()
             ]
             z = torch.cat(parts, dim=-1)
-        return decode(y, z, decoder.directions)
+        return decode_(y, z, decoder.directions)
 
     def _partial(self, projection: Projection, y: Tensor, region: int | None) -> Tensor:
-        """The update by the atoms of one region."""
+        """The update by the atoms of one region. What comes from the text stays as it is, since others may keep it from
+        step to step; so does what further regions start from."""
         decoder = self.layer.decoders.get(projection)
         if decoder is None or region not in decoder.regions:
             return y
         part = decoder.regions[region]
-        return decode(y, self.z[projection][..., part], decoder.directions[part])
+        from_picture = self.layer.query is not None and projection in self.layer.query.slices
+        update = decode_ if region is None and from_picture else decode
+        return update(y, self.z[projection][..., part], decoder.directions[part])
 
     def _region(self, index: int) -> Region:
         return self.run.plan.region(index, self.grid, self.run.rows)

@@ -342,7 +342,9 @@ def test_a_mask_changes_nothing_outside_where_it_acts(
         inside = torch.nn.functional.interpolate(mask[None, None], grids[0], mode="area").flatten() > 0
         base, masked, full = outputs
         assert 0 < int(inside.sum()) < len(inside)
-        assert torch.equal(masked[:, ~inside], base[:, ~inside])
+        # Fewer queries may take another path through the kernel at sizes as small as this model's.
+        tolerance = 0.0 if projection in ("q", "o") else 1e-6
+        torch.testing.assert_close(masked[:, ~inside], base[:, ~inside], rtol=0, atol=tolerance)
         assert not torch.isclose(masked[:, inside], base[:, inside]).all()
         assert not torch.isclose(full[:, ~inside], base[:, ~inside]).all()
 
