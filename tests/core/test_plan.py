@@ -772,7 +772,8 @@ def test_observers_see_their_own_coefficients_before_controls_and_features_befor
     q, k, v = (t @ inputs.weights[p].T for p, t in zip("qkv", (inputs.x, inputs.context, inputs.context), strict=True))
     layer.attend(q, k, v, Attend())
     layer.output(q[..., :8])
-    ((site, atoms, x, z, y),) = seen
+    ((site, atoms, x, z, y, moment),) = seen
+    assert moment == (inputs.rows, 0.3, GRID)
     assert site == Site(1, "k") and list(atoms) == [2] and torch.equal(x, inputs.context) and torch.equal(y, k)
     atom = atoms_of(SparseAdapter(ADAPTER.dictionary))[site, 2]
     expected = [[atom.coefficient(t) for t in row] for row in inputs.context.double().numpy()]
