@@ -106,8 +106,10 @@ class Drawing:
         """
         model = apply_adapter(self.model, adapter, observer)
         start = comfy.sample.fix_empty_latent_channels(model, self.latent_image["samples"])
-        start = start if repeated is None else start[:1]
-        noise = comfy.sample.prepare_noise(start, self.seed, self.latent_image.get("batch_index"))
+        numbers = self.latent_image.get("batch_index")
+        if repeated is not None:
+            start, numbers = start[:1], numbers and numbers[:1]
+        noise = comfy.sample.prepare_noise(start, self.seed, numbers)
         copies = (repeated or 1, 1, 1, 1)
 
         def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:

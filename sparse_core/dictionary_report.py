@@ -29,7 +29,7 @@ from .report import data_uri as png_uri
 from .training.metadata import data_uri as jpeg_uri
 
 TEMPLATE = Path(__file__).with_name("dictionary_report.html.jinja")
-SECRET = ("modelspec.thumbnail", "thumbnails", "labels", "captions", "captions_sha256", "training")
+SHOWN_ELSEWHERE = ("modelspec.thumbnail", "thumbnails", "labels", "captions", "captions_sha256", "training")
 """Metadata that the page shows elsewhere, or not at all."""
 
 
@@ -119,7 +119,7 @@ def write_dictionary_report(dictionary: SparseDictionary, seen: Look, file: Path
     ranked = ranking(labelled)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     quarter, half = importance_curve(ranked, (0.25, 0.5))
-    shown = {name: str(value) for name, value in labelled.metadata.items() if name not in SECRET}
+    shown = {name: str(value) for name, value in labelled.metadata.items() if name not in SHOWN_ELSEWHERE}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=labelled.metadata.get("modelspec.title", file.stem),
         description=labelled.metadata.get("modelspec.description", ""),

@@ -107,7 +107,7 @@ def assert_fails(capsys, message: str, *arguments: object) -> None:
 
 
 def test_every_command_has_help_with_an_example(capsys):
-    for command in (["train"], ["generate"], ["info"], ["demo"], ["demo", "make"]):
+    for command in (["train"], ["generate"], ["info"], ["report"], ["demo"], ["demo", "make"]):
         with pytest.raises(SystemExit) as left:
             cli.main([*command, "--help"])
         assert left.value.code == 0
