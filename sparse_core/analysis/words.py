@@ -16,8 +16,8 @@ from .charts import table_of_colours
 from .ranking import ranking
 from .recording import reads_words
 
-CLEAR = 2.0
-"""How many times its second word's coefficient an atom's first word's must be, for the atom to be said to answer to it."""
+FIRES, SILENT = 0.5, 0.25
+"""Shares of an atom's largest coefficient from which on a word fires it, and up to which it does not."""
 
 
 LISTED = 4
@@ -42,14 +42,13 @@ class WordTable:
         return ", ".join(f"{self.words[i]} ({float(codes[i]):+.2f})" for i in order if codes[i] != 0)
 
     def answers_to(self, atom: int) -> str:
-        """The word that an atom clearly answers to, or nothing."""
+        """The word that an atom clearly answers to, or nothing: the first that fires it while all before are silent. The text
+        encoder reads from left to right, so what comes after carries the word too."""
         strength = self.coefficients[atom].abs()
-        by_word: dict[str, float] = {}
-        for word, value in zip(self.words, strength.tolist(), strict=True):
-            by_word[word] = max(value, by_word.get(word, 0.0))
-        first, *others = sorted(by_word, key=by_word.get, reverse=True)
-        clear = by_word[first] > 0 and by_word[first] >= CLEAR * max((by_word[other] for other in others), default=0.0)
-        return first if clear else ""
+        fires, silent = strength >= FIRES * strength.max(), strength <= SILENT * strength.max()
+        first = int(fires.int().argmax())
+        clear = bool(strength.any()) and bool(silent[:first].all())
+        return "" if not clear or self.words[first].startswith("<|") else self.words[first]
 
 
 def word_table(

@@ -152,11 +152,12 @@ def test_words_are_those_that_the_model_itself_encodes() -> None:
 
 
 def test_only_a_clear_word_is_named() -> None:
-    codes = torch.tensor([[0.0, 3.0, -1.0, 0.5], [0.0, 2.0, 1.5, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    table = words.WordTable(("L1.v[0]", "L1.v[1]", "L1.v[2]"), ("", "x", ""), ("a", "house", "red", "house"), codes)
-    assert [table.answers_to(i) for i in range(3)] == ["house", "", ""]
+    codes = torch.tensor([[0.0, -2.0, -1.0, 3.0], [0.4, 1.0, 0.9, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 1.0]])
+    names = ("L1.v[0]", "L1.v[1]", "L1.v[2]", "L1.v[3]")
+    table = words.WordTable(names, ("", "x", "", ""), ("<|startoftext|>", "house", "red", "roof"), codes)
+    assert [table.answers_to(i) for i in range(4)] == ["house", "", "", ""]
     said = words.word_text(table)
-    assert "house (+3.00), red (-1.00)" in said and "| L1.v[2] | - | no word of this prompt |" in said
+    assert "roof (+3.00), house (-2.00), red (-1.00)" in said and "| L1.v[2] | - | no word of this prompt |" in said
     assert words.word_chart(table).ndim == 3
 
 
