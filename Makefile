@@ -37,7 +37,7 @@ test: $(VENV)/test
 
 test-comfyui:
 	@test -f "$(COMFYUI_PATH)/main.py" || { echo "There is no ComfyUI in $(COMFYUI_PATH). Give its folder: make test-comfyui COMFYUI_PATH=..." >&2; exit 1; }
-	@"$(COMFYUI_PYTHON)" -c "import lark, pytest, pytest_timeout, hypothesis" 2>/dev/null \
+	@"$(COMFYUI_PYTHON)" -c "import lark, matplotlib, pytest, pytest_timeout, hypothesis" 2>/dev/null \
 		|| "$(COMFYUI_PYTHON)" -m pip install -q -r requirements.txt pytest pytest-timeout hypothesis
 	COMFYUI_PATH="$(COMFYUI_PATH)" "$(COMFYUI_PYTHON)" -m pytest tests/comfyui $(PYTEST)
 
@@ -53,7 +53,7 @@ bench-quality: $(VENV)/test
 
 test-fullsize:
 	@test -f "$(COMFYUI_PATH)/main.py" || { echo "There is no ComfyUI in $(COMFYUI_PATH). Give its folder: make test-fullsize COMFYUI_PATH=..." >&2; exit 1; }
-	@"$(COMFYUI_PYTHON)" -c "import lark, pytest, pytest_timeout, hypothesis, diffusers" 2>/dev/null \
+	@"$(COMFYUI_PYTHON)" -c "import lark, matplotlib, pytest, pytest_timeout, hypothesis, diffusers" 2>/dev/null \
 		|| "$(COMFYUI_PYTHON)" -m pip install -q -r requirements.txt pytest pytest-timeout hypothesis diffusers accelerate
 	COMFYUI_PATH="$(COMFYUI_PATH)" "$(COMFYUI_PYTHON)" -m pytest tests/fullsize $(PYTEST)
 

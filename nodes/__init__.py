@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import folders
+from .analysis import ANALYSIS_NODES
 from .apply import ApplySparseDictionary, SparseDictionaryHook
 from .controls import CONTROL_NODES
 from .demo import DemoModel
@@ -33,6 +34,7 @@ class SparseAtomsExtension(ComfyExtension):
             SparseDictionaryHook,
             *CONTROL_NODES,
             AtomInfo,
+            *ANALYSIS_NODES,
         ]
 
 

@@ -4,14 +4,21 @@ from comfy_api.latest import io
 
 CATEGORY = "Sparse Atoms"
 CONTROLS = f"{CATEGORY}/controls"
+ANALYSIS = f"{CATEGORY}/analysis"
 
 SparseDictionaryType = io.Custom("SPARSE_DICTIONARY")
 """A `sparse_core.controls.SparseAdapter`: a dictionary with the controls added so far."""
 
 
-def dictionary_input(tooltip: str = "The dictionary to act on, from Load, Train or another control.") -> io.Input:
+RecordingType = io.Custom("SPARSE_RECORDING")
+"""A `sparse_core.analysis.recording.Recording`: where and when atoms fired during one sampling."""
+
+
+def dictionary_input(
+    tooltip: str = "The dictionary to act on, from Load, Train or another control.", name: str = "dictionary"
+) -> io.Input:
     """The input that every node of a chain has."""
-    return SparseDictionaryType.Input("dictionary", tooltip=tooltip)
+    return SparseDictionaryType.Input(name, tooltip=tooltip)
 
 
 def dictionary_output() -> io.Output:

@@ -1,4 +1,4 @@
-"""The command line: train, generate, info and demo, on diffusers pipelines and the bundled demo model.
+"""The command line: train, generate, info, report and demo, on diffusers pipelines and the bundled demo model.
 
 Exit codes: 0 done, 1 an error told in a sentence, 2 wrong usage, 130 interrupted.
 """
@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_generate(commands)
     add_info(commands)
+    add_report(commands)
     add_demo(commands)
     return parser
 
@@ -493,6 +494,48 @@ def flat(metadata: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield f"{prefix}{name}", f"{len(value)} entries"
         else:
             yield f"{prefix}{name}", value
+
+
+def add_report(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "report",
+        "Write a page that shows what a dictionary has learnt, atom by atom: pictures, heat maps, words.",
+        'report robot.safetensors --prompt "a robot in the snow" --out robot.html',
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a dictionary")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .html file to write")
+    parser.add_argument("--prompt", help="the picture to look at (default: a and the file's trigger)")
+    parser.add_argument("--top", type=int, default=24, metavar="N", help="atoms to draw, by importance (default: 24)")
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="sampling steps (default: 10)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the picture (default: 1)")
+    parser.add_argument("--batch", type=int, default=16, metavar="N", help="pictures drawn at once (default: 16)")
+    add_model(parser)
+    parser.set_defaults(run=run_report)
+
+
+def run_report(options: argparse.Namespace) -> None:
+    """Draws and writes."""
+    from .dictionary_report import look, write_dictionary_report
+    from .generate import Sampling
+    from .hosts.diffusers import DiffusersHost
+    from .pipelines import load_pipeline
+
+    dictionary = load_dictionary(options.file)
+    prompt = options.prompt or "a " + dictionary.metadata.get("modelspec.trigger_phrase", "")
+    if not prompt.strip("a "):
+        raise ValueError(f"{options.file.name} names no trigger. Say what to draw with --prompt.")
+    host = DiffusersHost(load_pipeline(options.model, options.config))
+    sampling = Sampling(options.steps, 7.0 if options.model else 3.0)
+    with tqdm(desc="drawing", unit="step") as bar:
+
+        def on_step(pictures: int, total: int) -> None:
+            bar.total = total
+            bar.update(pictures)
+
+        seen = look(host, dictionary, prompt, options.seed, sampling, options.top, options.batch, on_step)
+    write_dictionary_report(dictionary, seen, options.file, options.out)
+    print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} kB")
 
 
 def add_demo(commands: argparse._SubParsersAction) -> None:

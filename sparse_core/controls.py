@@ -8,6 +8,7 @@ How they compose, for one atom, whatever the order unless said otherwise:
   they overlap, both updates act and add up;
 - schedules: multiply;
 - conditioning: an atom acts only on the prompts that every choice allows;
+- pictures: an atom acts only in the pictures of a batch that every choice allows;
 - keep: an atom acts only where every choice keeps it.
 
 What an imported LoRA does outside the attentions, its rest, belongs to no atom. It follows every control whose selection
@@ -46,6 +47,8 @@ class SiteState:
     """(m,) bool: whether the atom acts on the positive prompt."""
     negative: Tensor
     """(m,) bool: whether it acts on the negative prompt."""
+    pictures: Tensor
+    """(choices, m) bool: which choices of pictures hold for an atom."""
 
     @property
     def able(self) -> Tensor:
@@ -57,7 +60,7 @@ class SiteState:
         """The state without any control."""
         empty = torch.zeros(0, m, dtype=torch.bool)
         every = torch.ones(m, dtype=torch.bool)
-        return cls(torch.ones(m), every, empty, empty, every, every)
+        return cls(torch.ones(m), every, empty, empty, every, every, empty)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class State:
     masks: tuple[Tensor, ...] = ()
     """(pictures, height, width) each, in 0..1, over the whole picture."""
     curves: tuple[Curve, ...] = ()
+    pictures: tuple[tuple[bool, ...], ...] = ()
+    """Choices of pictures of a batch, each going to them in turn."""
 
     @classmethod
     def neutral(cls, dictionary: SparseDictionary) -> State:
@@ -269,6 +274,26 @@ class Conditioning:
             return replace(site, positive=site.positive & ~selected)
 
         return state.update(Selected.by(self.selection, dictionary), change)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Lets the selected atoms act in some pictures of a batch only, so that one batch shows different atoms side by side.
+    ``chosen`` goes to the pictures in turn."""
+
+    chosen: tuple[bool, ...]
+    selection: Selection = ALL
+
+    def __post_init__(self) -> None:
+        if not self.chosen:
+            raise ValueError("No pictures are chosen from; expected one truth value for each picture of the batch.")
+
+    def apply(self, state: State, dictionary: SparseDictionary) -> State:
+        def change(site: SiteState, selected: Tensor) -> SiteState:
+            return replace(site, pictures=torch.cat([site.pictures, selected[None]]))
+
+        state = state.update(Selected.by(self.selection, dictionary), change)
+        return replace(state, pictures=(*state.pictures, self.chosen))
 
 
 @dataclass(frozen=True)

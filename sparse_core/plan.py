@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import compress, groupby
 from typing import NamedTuple, Protocol
 
 import torch
@@ -34,9 +34,20 @@ class MaskPlacementError(RuntimeError):
 class Observer(Protocol):
     """Sees the coefficients of one adapter without changing them."""
 
-    def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor) -> None:
+    def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor, moment: Moment) -> None:
         """``atoms`` are indices into the site; ``x`` (rows, tokens, d_in) what they read; ``z`` (rows, tokens, m) theirs,
         before weights, masks and schedules; ``y`` (rows, tokens, d_out) the projection before the update."""
+
+
+class Moment(NamedTuple):
+    """Where and when an observer sees coefficients."""
+
+    rows: Rows | None
+    """What the rows are; None where the host can't know it."""
+    progress: float
+    """How far sampling has come, 0..1."""
+    grid: tuple[int, int]
+    """Height and width of the layer's picture tokens."""
 
 
 class AtomRef(NamedTuple):
@@ -54,6 +65,12 @@ class Gate(NamedTuple):
     curves: tuple[Curve, ...] = ()
     positive: bool = True
     negative: bool = True
+    pictures: tuple[tuple[bool, ...], ...] = ()
+    """Choices of pictures, all of which must allow one; each goes to the pictures of a batch in turn."""
+
+    def allows(self, picture: int, positive: bool) -> bool:
+        """Whether the atom acts on a row of that picture and prompt."""
+        return (self.positive if positive else self.negative) and all(c[picture % len(c)] for c in self.pictures)
 
     def factor(self, progress: float) -> float:
         """The product of the schedules at ``progress``."""
@@ -224,9 +241,9 @@ class Plan:
         return any(gate.curves for gate in self.gates)
 
     @property
-    def by_prompt(self) -> bool:
-        """Whether it matters which prompt a row runs."""
-        return any(not (gate.positive and gate.negative) for gate in self.gates)
+    def by_row(self) -> bool:
+        """Whether it matters which prompt and picture a row runs."""
+        return any(gate.pictures or not (gate.positive and gate.negative) for gate in self.gates)
 
     def region(self, index: int, grid: tuple[int, int], rows: Rows) -> Region:
         """One region on a layer's tokens.
@@ -367,14 +384,16 @@ def _intern(mask: Tensor | None, masks: list[Tensor]) -> int:
 
 def _gates(state: SiteState, whole: State, gates: dict[Gate, int]) -> Tensor:
     """(m,) index into ``gates``, extended as needed."""
-    if not state.schedules.any() and bool(state.positive.all()) and bool(state.negative.all()):
+    plain = not state.schedules.any() and not state.pictures.any()
+    if plain and bool(state.positive.all()) and bool(state.negative.all()):
         return torch.zeros_like(state.weight, dtype=torch.long)
-    traits = torch.cat([state.positive[None], state.negative[None], state.schedules])
+    traits = torch.cat([state.positive[None], state.negative[None], state.schedules, state.pictures])
     combinations, of_atom = traits.unique(dim=1, return_inverse=True)
     found = []
-    for positive, negative, *scheduled in combinations.T.tolist():
-        curves = tuple(curve for curve, holds in zip(whole.curves, scheduled, strict=True) if holds)
-        found.append(gates.setdefault(Gate(curves, positive, negative), len(gates)))
+    for positive, negative, *others in combinations.T.tolist():
+        curves = tuple(compress(whole.curves, others))
+        pictures = tuple(compress(whole.pictures, others[len(whole.curves) :]))
+        found.append(gates.setdefault(Gate(curves, positive, negative, pictures), len(gates)))
     return torch.tensor(found)[of_atom]
 
 
@@ -480,16 +499,17 @@ class Run:
         :param progress: how far sampling has come, 0..1.
         :param observers: one for each adapter of the stack.
         """
-        self.plan, self.rows = plan, rows
+        self.plan, self.rows, self.progress = plan, rows, progress
         self.observers = {number: observer for number, observer in enumerate(observers) if observer is not None}
         device = plan.masks[0].device if plan.masks else None
         factors = torch.tensor([gate.factor(progress) for gate in plan.gates])[:, None]  # (gates, 1)
-        if plan.by_prompt:
+        if plan.by_row:
             if rows is None:
                 raise RuntimeError(
                     "Atoms are set to act on one prompt only, but this model call does not say which it runs."
                 )
-            allowed = [[g.positive if row else g.negative for row in rows.positive] for g in plan.gates]
+            kinds = list(zip(rows.pictures, rows.positive, strict=True))
+            allowed = [[gate.allows(*kind) for kind in kinds] for gate in plan.gates]
             factors = factors * torch.tensor(allowed)  # (gates, rows)
         self.factors = factors.to(device) if device else factors
 
@@ -575,7 +595,7 @@ class LayerRun:
     def __init__(
         self, run: Run, index: int, layer: LayerPlan, x: Tensor, context: Tensor, value: Tensor, grid: tuple[int, int]
     ) -> None:
-        self.run, self.index, self.layer = run, index, layer
+        self.run, self.index, self.layer, self.grid = run, index, layer, grid
         self.attended = False
         """Whether `attend` has run: without it another patch has bypassed the attention."""
         if layer.needs_grid:
@@ -587,7 +607,6 @@ class LayerRun:
                     "patch re-tiles, merges or enlarges the tokens (HyperTile, token merging, attention couple). Remove "
                     "that patch or the mask."
                 )
-            self.grid = grid
         self.codes: dict[Projection, tuple[Tensor, Tensor]] = {}
         """What was read (rows, tokens, d_in) and its coefficients as encoded (rows, tokens, m)."""
         self.z: dict[Projection, Tensor] = {}
@@ -654,7 +673,8 @@ class LayerRun:
             mine = [i for i, ref in enumerate(refs) if ref.adapter == adapter]
             if mine:
                 z = codes if len(mine) == len(refs) else codes[..., mine]
-                observer(Site(self.index, projection), [refs[i].atom for i in mine], x, z, y)
+                moment = Moment(self.run.rows, self.run.progress, self.grid)
+                observer(Site(self.index, projection), [refs[i].atom for i in mine], x, z, y, moment)
 
     def _masked(self, projection: Projection, y: Tensor) -> Tensor:
         """The update where tokens are places: masks act on the coefficients."""

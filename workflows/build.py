@@ -276,6 +276,92 @@ def on_one_prompt(w: Workflow) -> Node:
     return saved(w, w("VAEDecode", samples=sampler[0], vae=demo[2])[0])
 
 
+def look_at(w: Workflow, demo: Node, prompt: str) -> dict[str, Any]:
+    """What nodes that draw for themselves need."""
+    return {
+        "model": demo[0],
+        "positive": w("CLIPTextEncode", clip=demo[1], text=prompt, title="Prompt")[0],
+        "negative": w("CLIPTextEncode", clip=demo[1], text="", title="Negative prompt")[0],
+        "latent_image": w("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)[0],
+    }
+
+
+@workflow(
+    "21 Atom gallery",
+    "One picture with each of the strongest atoms alone, and with all but it, from the same noise. **Label Atoms** corrects the "
+    "names that the gallery found, and Save keeps them with the thumbnails in the file. Then turn an atom by its name: "
+    '`label:"red*" = 0`.',
+)
+def atom_gallery(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    drawing = look_at(w, demo, "a big robot in the middle in the meadow")
+    gallery = w("SparseAtoms_Gallery", dictionary=robot[0], vae=demo[2], **drawing)
+    named = w("SparseAtoms_Label", dictionary=gallery[1])
+    w("SparseAtoms_Save", dictionary=named[0], filename_prefix="robot_labelled")
+    return saved(w, gallery[0])
+
+
+@workflow(
+    "22 Where atoms fire",
+    "Record Coefficients draws as KSampler does and watches the atoms; the heat maps lie over the picture it drew. Each map is a "
+    "mask too: send one into Atom Mask to keep an edit where an atom lives. Narrow **start** and **end** to see when in sampling "
+    "it is at work.",
+)
+def where_atoms_fire(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    drawing = look_at(w, demo, "a big robot in the middle in the meadow")
+    recorded = w("SparseAtoms_Record", dictionary=robot[0], **drawing | {"steps": 20})
+    picture = w("VAEDecode", samples=recorded[0], vae=demo[2])
+    return saved(w, w("SparseAtoms_Heatmaps", recording=recorded[1], image=picture[0])[0])
+
+
+@workflow(
+    "23 Which atoms matter",
+    "The curve says how many atoms can go before the picture loses much: where it is flat, they can. The bars say which layers "
+    "and sites hold what was learnt. Take the number into **Keep Top Atoms**.",
+)
+def which_atoms_matter(w: Workflow) -> Node:
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    return saved(w, w("SparseAtoms_Importance", dictionary=robot[0])[0])
+
+
+@workflow(
+    "24 What some atoms do",
+    "The picture with all atoms, with the chosen ones alone, with all but them, and what differs. Change the selection to `attn2`, "
+    "`up` or one address. Atoms work together, so the parts need not add up.",
+)
+def what_some_atoms_do(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    drawing = look_at(w, demo, "a big robot in the middle in the meadow")
+    effect = w("SparseAtoms_Effect", dictionary=robot[0], vae=demo[2], atoms="top:12", **drawing | {"steps": 20})
+    return saved(w, stacked(w, [effect[i] for i in range(4)]))
+
+
+@workflow(
+    "25 Which words they answer to",
+    "Each row is an atom, each column a word of the prompt; bright is where the atom answers. Nothing is drawn for it, so try many "
+    "prompts. Turn an atom that answers to one word down in **Atom Weights**.",
+)
+def which_words(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    return saved(w, w("SparseAtoms_Words", dictionary=robot[0], clip=demo[1])[0])
+
+
+@workflow(
+    "26 Two dictionaries compared",
+    "How alike two dictionaries are, layer by layer, and how near each atom of one is to its nearest in the other. Bars near the "
+    "dashed line are what chance gives. Compare two trainings of the same pictures to see which atoms come back.",
+)
+def two_compared(w: Workflow) -> Node:
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    owl = w("SparseAtoms_Load", name="owl.safetensors")
+    return saved(w, w("SparseAtoms_Compare", dictionary=robot[0], other=owl[0])[0])
+
+
 # ---------------------------------------------------------------------------------------------------------- building
 
 
@@ -305,11 +391,13 @@ def main() -> None:
 
 
 def sheet(pictures: list[Image.Image]) -> Image.Image:
-    """Pictures side by side, twice their size."""
+    """Pictures side by side, twice their size; a chart or a sheet as it is."""
     width, height = pictures[0].size
     whole = Image.new("RGB", (width * len(pictures), height))
     for i, picture in enumerate(pictures):
         whole.paste(picture, (i * width, 0))
+    if height > 2 * SIDE:
+        return whole
     return whole.resize((whole.width * 2, whole.height * 2), Image.Resampling.LANCZOS)
 
 

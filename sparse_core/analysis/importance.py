@@ -15,6 +15,7 @@ from ..dictionary import SparseDictionary
 from ..examples import Example, draw_batch
 from ..hosts.base import Host
 from ..layers import Site
+from ..plan import Moment
 
 
 class Measurement:
@@ -26,7 +27,7 @@ class Measurement:
         self.active = dict.fromkeys(dictionary.sites, 0.0)
         self.calls = dict.fromkeys(dictionary.sites, 0)
 
-    def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor) -> None:
+    def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor, moment: Moment) -> None:
         """See `Observer`."""
         index = torch.tensor(atoms)
         directions = self.dictionary.sites[site].directions.to(z.device)[index]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -88,14 +89,15 @@ def named_modules(unet: torch.nn.Module) -> dict[str, torch.nn.Module]:
 # --------------------------------------------------------------------------------------------------------- applying
 
 
-def apply_adapter(model: ModelPatcher, adapter: SparseAdapter) -> ModelPatcher:
+def apply_adapter(model: ModelPatcher, adapter: SparseAdapter, observer: Observer | None = None) -> ModelPatcher:
     """A clone of the MODEL on which the adapter acts too, beside those already there.
 
+    :param observer: sees the adapter's coefficients during sampling.
     :raises ValueError: the dictionary belongs to another model family.
     """
     adapter.dictionary.check_fits(list(list_layers(model.model.diffusion_model).values()))
     patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, Wrapper((adapter,)))
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, Wrapper((adapter,), observer))
     for moment, once in ((WrappersMP.CALC_COND_BATCH, take_notes), (WrappersMP.PREPARE_SAMPLING, take_memory)):
         patched.remove_wrappers_with_key(moment, KEY)
         patched.add_wrapper_with_key(moment, KEY, once)
@@ -123,6 +125,20 @@ def hook_adapter(adapter: SparseAdapter) -> HookGroup:
     group.add(TransformerOptionsHook({"wrappers": {WrappersMP.CALC_COND_BATCH: {KEY: [take_notes]}}}))
     group.add(AdapterHook(adapter))
     return group
+
+
+def token_names(clip: comfy.sd.CLIP, tokens: dict[str, list]) -> list[str]:
+    """What the tokens of a prompt say, without the padding at the end.
+
+    :param tokens: what ``clip.tokenize`` gave.
+    """
+    first = max(tokens.values(), key=lambda chunks: sum(map(len, chunks)))
+    names = []
+    for chunk in tokens.get("g", first):
+        words = [clip.tokenizer.untokenize([pair])[0][1] if isinstance(pair[0], int) else "embedding" for pair in chunk]
+        names += [word.replace("</w>", "") for word in words]
+    padding = len(list(takewhile(lambda name: name == names[-1], reversed(names))))
+    return names[: len(names) - padding + 1]
 
 
 class AdapterHook(TransformerOptionsHook):
@@ -206,7 +222,9 @@ class Wrapper:
             if plan.acts:
                 note = options.get(KEY)
                 observers = [w.observer for w in team for _ in w.stack]
-                run = Run(plan, call_rows(plan, x, options, note), call_progress(plan, options, note), observers)
+                timed = plan.scheduled or any(observer is not None for observer in observers)
+                progress = call_progress(options, note) if timed else 0.0
+                run = Run(plan, call_rows(plan, x, options, note), progress, observers)
                 options = _Patches(run, index).around(options)
                 with updating(plan, modules, lambda: run):
                     return executor(x, timesteps, context, y, control, options, **kwargs)
@@ -269,13 +287,11 @@ class _Compiled(NamedTuple):
     """Whoever loads the plan, once a sampler has asked for it."""
 
 
-def call_progress(plan: Plan, options: dict, note: Note | None) -> float:
-    """How far sampling has come, 0..1; 0 where nothing is scheduled."""
-    if not plan.scheduled:
-        return 0.0
+def call_progress(options: dict, note: Note | None) -> float:
+    """How far sampling has come, 0..1."""
     if note is None:
         raise RuntimeError(
-            "Atoms are scheduled, but this model call does not come from a sampler that says how far it is."
+            "Atoms are scheduled or recorded, but this model call does not come from a sampler that says how far it is."
         )
     return progress_of(note.sampling, options["sigmas"])
 

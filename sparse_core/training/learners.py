@@ -15,6 +15,7 @@ from ..controls import SparseAdapter
 from ..dictionary import Atoms, SparseDictionary
 from ..hosts.base import Host
 from ..layers import Layer, Site
+from ..plan import Moment
 from .processes import ALONE, Processes
 from .settings import TrainingSettings
 
@@ -105,7 +106,7 @@ class DictionaryLearner:
         self._seen, self._listening = {}, True
         return self.host.patched([self.adapter], self)
 
-    def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor) -> None:
+    def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor, moment: Moment) -> None:
         """See `Observer`: keeps what the penalty and the search for silent atoms need."""
         if self._listening:  # a checkpointed block runs once more in the backward pass
             rms = torch.linalg.vector_norm(y.detach(), dtype=torch.float32) / y.numel() ** 0.5

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ def assert_fails(capsys, message: str, *arguments: object) -> None:
 
 
 def test_every_command_has_help_with_an_example(capsys):
-    for command in (["train"], ["generate"], ["info"], ["demo"], ["demo", "make"]):
+    for command in (["train"], ["generate"], ["info"], ["report"], ["demo"], ["demo", "make"]):
         with pytest.raises(SystemExit) as left:
             cli.main([*command, "--help"])
         assert left.value.code == 0
@@ -410,3 +411,37 @@ class TestInfo:
         assert_fails(capsys, "is a LoRA", "info", tmp_path / "lora.safetensors")
         (tmp_path / "empty.safetensors").touch()
         assert_fails(capsys, "is empty", "info", tmp_path / "empty.safetensors")
+
+
+# ------------------------------------------------------------------------------------------------------------- report
+
+
+def test_a_report_is_one_page_that_loads_nothing_and_runs_nothing_of_a_files_own(model: Path, tmp_path: Path) -> None:
+    from sparse_core.hosts.diffusers import DiffusersHost
+    from sparse_core.pipelines import load_pipeline
+
+    attack = "<img src=x onerror=alert(1)>"
+    layers = DiffusersHost(load_pipeline(model / "pipeline")).layers
+    dictionary = random_dictionary(layers)
+    metadata = {
+        "modelspec.title": attack,
+        "modelspec.description": f"</script>{attack}",
+        "labels": {f"{site}[0]": attack for site in dictionary.sites},
+        "training": {attack: attack},
+        attack: attack,
+    }
+    file, page = tmp_path / "evil.safetensors", tmp_path / "page.html"
+    save_dictionary(replace(dictionary, metadata=metadata), file)
+    options = ["--prompt", f"a zib {attack}", "--steps", "2", "--top", "4", "--model", str(model / "pipeline")]
+    assert cli.main(["report", str(file), "--out", str(page), *options]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert attack not in text and text.count("&lt;img src=x onerror=alert(1)&gt;") > 5
+    assert not re.search(r"(src|href)=\"(?!data:)", text) and "http" not in text.replace("http-equiv", "")
+    assert text.count('class="card"') == 4 and "only it" in text and "where it fires" in text
+
+
+def test_a_report_without_a_trigger_asks_for_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "nameless.safetensors"
+    save_dictionary(random_dictionary(), file)
+    assert cli.main(["report", str(file), "--out", str(tmp_path / "page.html")]) == 1
+    assert "--prompt" in capsys.readouterr().err

@@ -37,14 +37,31 @@ def keywords(call: ast.Call) -> dict[str, ast.expr]:
 
 
 def elements(expression: ast.expr | None) -> list[ast.Call]:
-    return [e for e in expression.elts if isinstance(e, ast.Call)] if isinstance(expression, ast.List) else []
+    """The calls of a list; ``*sampling_inputs()`` stands for those of the shared list."""
+    found = []
+    for e in expression.elts if isinstance(expression, ast.List) else []:
+        if isinstance(e, ast.Starred):
+            assert tail(e.value) == "sampling_inputs", ast.unparse(e)
+            found += elements(shared_list("sampling_inputs"))
+        elif isinstance(e, ast.Call):
+            found.append(e)
+    return found
+
+
+def shared_list(function: str) -> ast.expr:
+    """What a function of ``nodes/drawing.py`` returns."""
+    tree = ast.parse((ROOT / "nodes" / "drawing.py").read_text(encoding="utf-8"))
+    (found,) = (f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name == function)
+    return found.body[-1].value
 
 
 def read_input(call: ast.Call) -> tuple[str, bool]:
     """Name of an input and whether it has a tooltip; the two shared ones of ``nodes/types.py`` always have."""
     shared = {"dictionary_input": "dictionary", "atoms_input": "atoms"}
     if tail(call) in shared:
-        return shared[tail(call)], True
+        return ast.literal_eval(call.args[1]) if len(call.args) > 1 and tail(call) == "dictionary_input" else shared[
+            tail(call)
+        ], True
     assert tail(call) == "Input", ast.unparse(call)
     name = call.args[0] if call.args else keywords(call)["id"]
     return ast.literal_eval(name), "tooltip" in keywords(call)

@@ -21,6 +21,7 @@ from sparse_core.controls import (
     Curve,
     Keep,
     Mask,
+    Pictures,
     Schedule,
     Solo,
     SparseAdapter,
@@ -759,6 +760,34 @@ def test_a_mask_outside_of_the_crop_costs_nothing() -> None:
     assert result.same(base(inputs)) and result.attention.queries == [TOKENS]
 
 
+# ------------------------------------------------------------------------------------------------- choices of pictures
+
+
+@pytest.mark.parametrize("index", ATTENTION_LAYERS)
+def test_pictures_of_a_batch_with_other_atoms_are_those_of_runs_of_their_own(index: int) -> None:
+    inputs = make_inputs(index, rows=4)
+    left_out = Pictures((True, False), parse_selection(f"L{index}[0]")), Pictures((True, True, False, False), ALL)
+    found = run([ADAPTER.with_controls(*left_out)], inputs)
+    for row, stack in enumerate(
+        [[ADAPTER], [ADAPTER.with_controls(Weight(parse_selection("attn1[0] | attn2[0]"), 0))], [], []]
+    ):
+        expected = run(stack, inputs.take(row))
+        torch.testing.assert_close(found.output[row : row + 1], expected.output)
+    assert torch.equal(found.output[2:], base(inputs).output[2:])
+
+
+def test_a_choice_goes_to_the_pictures_whichever_prompt_a_row_runs() -> None:
+    inputs = make_inputs(1, rows=4, pictures=(0, 1, 0, 1), positive=(False, False, True, True))
+    found = run([ADAPTER.with_controls(Pictures((False, True)))], inputs)
+    assert torch.equal(found.output[::2], base(inputs).output[::2])
+    assert not torch.allclose(found.output[1::2], base(inputs).output[1::2])
+
+
+def test_a_choice_of_no_pictures_is_refused() -> None:
+    with pytest.raises(ValueError, match="one truth value for each picture"):
+        Pictures(())
+
+
 # ------------------------------------------------------------------------------------------------ observers, gradients
 
 
@@ -772,7 +801,8 @@ def test_observers_see_their_own_coefficients_before_controls_and_features_befor
     q, k, v = (t @ inputs.weights[p].T for p, t in zip("qkv", (inputs.x, inputs.context, inputs.context), strict=True))
     layer.attend(q, k, v, Attend())
     layer.output(q[..., :8])
-    ((site, atoms, x, z, y),) = seen
+    ((site, atoms, x, z, y, moment),) = seen
+    assert moment == (inputs.rows, 0.3, GRID)
     assert site == Site(1, "k") and list(atoms) == [2] and torch.equal(x, inputs.context) and torch.equal(y, k)
     atom = atoms_of(SparseAdapter(ADAPTER.dictionary))[site, 2]
     expected = [[atom.coefficient(t) for t in row] for row in inputs.context.double().numpy()]

@@ -1,0 +1,134 @@
+"""What atoms do to a picture: drawn with them alone, and with all but them, from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from ..addresses import Not, Or, Selection
+from ..controls import Pictures, SparseAdapter
+from .charts import COLOURS, Tile, sheet
+
+Draw = Callable[[SparseAdapter, int], Tensor]
+"""Draws one batch with an adapter: so many pictures of the same prompt from the same noise -> (pictures, height, width, 3)
+in 0..1."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One group of atoms, mostly one atom."""
+
+    name: str
+    solo: Tensor
+    """(height, width, 3) in 0..1: only they act."""
+    without: Tensor
+    """(height, width, 3) in 0..1: all others act."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The effects of several groups on one picture."""
+
+    whole: Tensor
+    """(height, width, 3) in 0..1: all atoms act."""
+    plain: Tensor
+    """(height, width, 3) in 0..1: none acts."""
+    effects: tuple[Effect, ...]
+
+    def removed(self, effect: Effect) -> Tensor:
+        """How far the picture moves where the atoms are left out: (height, width), 0..1."""
+        return (self.whole - effect.without).abs().mean(dim=-1)
+
+    def size(self, effect: Effect) -> float:
+        """The same on average, in grey levels of 255."""
+        return 255 * float(self.removed(effect).mean())
+
+    def solo_size(self, effect: Effect) -> float:
+        """How far the atoms alone move the plain model's picture, in grey levels of 255."""
+        return 255 * float((effect.solo - self.plain).abs().mean())
+
+
+def draw_gallery(adapter: SparseAdapter, groups: Mapping[str, Selection], draw: Draw, batch: int) -> Gallery:
+    """Draws every group alone and all but it. One batch holds different atoms in each picture, which is exact: a
+    coefficient is there or not, row by row.
+
+    :param groups: by name; no atom may be in two.
+    :param batch: pictures drawn at once, at least 2.
+    :raises AddressError: a group picks no atom.
+    """
+    whole, plain = draw(adapter.with_controls(Pictures((True, False))), 2)
+    effects: list[Effect] = []
+    waiting = iter(groups.items())
+    while chunk := dict(islice(waiting, max(batch // 2, 1))):
+        drawn = draw(side_by_side(adapter, list(chunk.values())), 2 * len(chunk))
+        effects += map(Effect, chunk, drawn[: len(chunk)], drawn[len(chunk) :])
+    return Gallery(whole, plain, tuple(effects))
+
+
+def pictures_needed(groups: int) -> int:
+    """How many pictures a gallery of so many groups draws."""
+    return 2 + 2 * groups
+
+
+def side_by_side(adapter: SparseAdapter, groups: Sequence[Selection]) -> SparseAdapter:
+    """The adapter set up for one batch: first each group alone, then all but each group."""
+    count = len(groups)
+    controls = [
+        Pictures(tuple(p == j or (p >= count and p != count + j) for p in range(2 * count)), group)
+        for j, group in enumerate(groups)
+    ]
+    grouped = groups[0] if count == 1 else Or(tuple(groups))
+    if not all(bool(flags.all()) for flags in grouped.resolve(adapter.dictionary).values()):
+        controls.append(Pictures(tuple(p >= count for p in range(2 * count)), Not(grouped)))
+    return adapter.with_controls(*controls)
+
+
+def comparison(gallery: Gallery, effect: Effect) -> Tensor:
+    """Only the atoms, all but them, and what differs from the whole, side by side: (height, 3 width, 3) in 0..1."""
+    return torch.cat([effect.solo, effect.without, difference_map(gallery.removed(effect))], dim=1)
+
+
+def difference_map(difference: Tensor) -> Tensor:
+    """(height, width) in 0..1 -> colours, brightest at the largest: (height, width, 3)."""
+    from matplotlib import colormaps
+
+    relative = difference / difference.max().clamp(min=1e-9)
+    return torch.from_numpy(colormaps[COLOURS](relative.numpy())[..., :3]).float()
+
+
+def cut_out(gallery: Gallery, effect: Effect) -> Tensor:
+    """The picture with what the atoms paint in colour and the rest faded: (height, width, 3) in 0..1. It stands for the
+    atoms in a list."""
+    removed = gallery.removed(effect)
+    share = (removed / removed.max().clamp(min=1e-9)).clamp(0, 1).sqrt()[..., None]
+    faded = 0.25 * gallery.whole.mean(dim=-1, keepdim=True) + 0.7
+    return torch.lerp(faded.expand_as(gallery.whole), gallery.whole, share)
+
+
+def gallery_sheet(gallery: Gallery, titles: Mapping[str, str], columns: int = 4) -> Tensor:
+    """Every group's `comparison` under its name, after the whole and the plain picture: (height, width, 3) in 0..1.
+
+    :param titles: by the groups' names, a second line such as a label.
+    """
+    first = torch.cat([gallery.whole, gallery.plain, torch.ones_like(gallery.plain)], dim=1)
+    tiles = [Tile("all atoms, no atom", first)]
+    for effect in gallery.effects:
+        title = f"{effect.name}: only it, without it, difference {gallery.size(effect):.1f}"
+        tiles.append(Tile(f"{title}\n{titles.get(effect.name, '')}", comparison(gallery, effect)))
+    return sheet(tiles, columns, side=4.2)
+
+
+def effects_text(gallery: Gallery, labels: Mapping[str, str]) -> str:
+    """A table: how far each group moves the picture, in grey levels of 255."""
+    lines = [
+        "| atoms | label | left out, the picture moves by | alone, the plain picture moves by |",
+        "|---|---|---|---|",
+    ]
+    for effect in sorted(gallery.effects, key=gallery.size, reverse=True):
+        sizes = f"{gallery.size(effect):.2f} | {gallery.solo_size(effect):.2f}"
+        lines.append(f"| {effect.name} | {labels.get(effect.name) or '-'} | {sizes} |")
+    return "\n".join(lines)

@@ -1,0 +1,173 @@
+"""One HTML page that shows what a dictionary has learnt, atom by atom: everything is inside the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jinja2 import Environment, StrictUndefined
+from torch import Tensor
+
+from .addresses import parse_selection
+from .analysis import effects, heatmaps, words
+from .analysis.charts import COLOURS
+from .analysis.comparison import duplicates
+from .analysis.importance_chart import importance_chart
+from .analysis.labels import as_image, with_gallery
+from .analysis.ranking import importance_curve, ranking
+from .analysis.recording import MOST_ATOMS, Recorder, Recording, chosen_atoms, reads_words
+from .controls import SparseAdapter
+from .dictionary import SparseDictionary
+from .files import write_atomically
+from .generate import Sampling, generate
+from .hosts.diffusers import DiffusersHost
+from .report import data_uri as png_uri
+from .training.metadata import data_uri as jpeg_uri
+
+TEMPLATE = Path(__file__).with_name("dictionary_report.html.jinja")
+SHOWN_ELSEWHERE = ("modelspec.thumbnail", "thumbnails", "labels", "captions", "captions_sha256", "training")
+"""Metadata that the page shows elsewhere, or not at all."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a dictionary on one prompt."""
+
+    prompt: str
+    gallery: effects.Gallery
+    recording: Recording
+    words: Mapping[str, str]
+    """Address to what the atom makes of the prompt's words."""
+    clear_words: Mapping[str, str]
+    """Address to the one word it clearly answers to."""
+
+
+class Card(NamedTuple):
+    """One atom on the page."""
+
+    address: str
+    label: str
+    share: float
+    size: float
+    words: str
+    pictures: list[tuple[str, str]]
+    """Caption and data URI."""
+
+
+def look(
+    host: DiffusersHost,
+    dictionary: SparseDictionary,
+    prompt: str,
+    seed: int,
+    sampling: Sampling,
+    top: int,
+    batch: int,
+    on_step: Callable[[int, int], None] = lambda pictures, total: None,
+) -> Look:
+    """Draws the gallery of the most important atoms, and records them at work.
+
+    :param on_step: told how many pictures moved on a step, and how many such there will be in all.
+    :raises ValueError: the dictionary belongs to another model, or ``top`` is out of range.
+    """
+    if not 1 <= top <= MOST_ATOMS:
+        raise ValueError(f"--top is {top}; expected 1 to {MOST_ATOMS} atoms.")
+    dictionary.check_fits(host.layers)
+    addresses = chosen_atoms(dictionary, parse_selection(f"top:{top}"))
+    groups = {address: parse_selection(address) for address in addresses}
+    adapter = SparseAdapter(dictionary)
+    total = (effects.pictures_needed(len(groups)) + 1) * sampling.steps
+
+    def draw(adapter: SparseAdapter, count: int) -> Tensor:
+        def report(pictures: int) -> None:
+            on_step(pictures, total)
+
+        made = generate(host, [prompt] * count, [seed] * count, sampling, [adapter], report, count)
+        return torch.stack([torch.from_numpy(np.array(picture)).float() / 255 for picture in made])
+
+    recorder = Recorder(dictionary, addresses)
+    with host.patched([adapter], recorder):
+        generate(host, [prompt], [seed], sampling, (), lambda pictures: on_step(pictures, total))
+    gallery = effects.draw_gallery(adapter, groups, draw, batch)
+    said, clear = hear(host, dictionary, prompt)
+    return Look(prompt, gallery, recorder.recording(), said, clear)
+
+
+def hear(host: DiffusersHost, dictionary: SparseDictionary, prompt: str) -> tuple[dict[str, str], dict[str, str]]:
+    """What every atom that reads words makes of a prompt: all of it, and the one clear word; nothing where the dictionary
+    has no such atoms."""
+    if not any(reads_words(site, dictionary.layers) for site in dictionary.sites):
+        return {}, {}
+    tokenizer = host.pipeline.tokenizer
+    names = [word.replace("</w>", "") for word in tokenizer.convert_ids_to_tokens(tokenizer(prompt).input_ids)]
+    text = host.encode_prompt(prompt).text[0]
+    table = words.word_table(dictionary, text, names[: len(text)], parse_selection("attn2.kv"), len(dictionary))
+    rows = {address: row for row, address in enumerate(table.addresses)}
+    said = {address: table.strongest(row) for address, row in rows.items()}
+    clear = {address: word for address, row in rows.items() if (word := table.answers_to(row))}
+    return said, clear
+
+
+def write_dictionary_report(dictionary: SparseDictionary, seen: Look, file: Path, out: Path) -> None:
+    """
+    :param file: where the dictionary came from.
+    """
+    labelled = with_gallery(dictionary, seen.gallery, seen.clear_words)
+    ranked = ranking(labelled)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    quarter, half = importance_curve(ranked, (0.25, 0.5))
+    shown = {name: str(value) for name, value in labelled.metadata.items() if name not in SHOWN_ELSEWHERE}
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=labelled.metadata.get("modelspec.title", file.stem),
+        description=labelled.metadata.get("modelspec.description", ""),
+        file=file.name,
+        file_size=file.stat().st_size,
+        dictionary=labelled,
+        facts=shown,
+        training=labelled.metadata.get("training", {}),
+        prompt=seen.prompt,
+        whole=jpeg_uri(as_image(seen.gallery.whole)),
+        plain=jpeg_uri(as_image(seen.gallery.plain)),
+        chart=png_uri(as_image(importance_chart(labelled))),
+        quarter=quarter,
+        half=half,
+        cards=cards(labelled, seen),
+        rest=ranked[len(seen.gallery.effects) : len(seen.gallery.effects) + 200],
+        duplicates=duplicates(labelled)[:20],
+    )
+    write_atomically(out, page.encode())
+
+
+def cards(dictionary: SparseDictionary, seen: Look) -> list[Card]:
+    """One for each atom of the gallery, the most important first."""
+    total = sum(atom.importance for atom in ranking(dictionary)) or 1.0
+    importance = {atom.address: atom.importance / total for atom in ranking(dictionary)}
+    size = tuple(seen.gallery.whole.shape[:2])
+    has_places = bool(seen.recording.positive.places)
+    maps = heatmaps.heat_maps(seen.recording, size) if has_places else {}
+    found = []
+    for effect in seen.gallery.effects:
+        pictures = {
+            "only it": effect.solo,
+            "without it": effect.without,
+            "difference": effects.difference_map(seen.gallery.removed(effect)),
+        }
+        if effect.name in maps:
+            pictures["where it fires"] = over(seen.gallery.whole, maps[effect.name])
+        uris = [(caption, jpeg_uri(as_image(picture))) for caption, picture in pictures.items()]
+        name = effect.name
+        label = dictionary.labels.get(name, "")
+        found.append(Card(name, label, importance[name], seen.gallery.size(effect), seen.words.get(name, ""), uris))
+    return found
+
+
+def over(picture: Tensor, heat: Tensor) -> Tensor:
+    """A heat map laid over a picture: (height, width, 3), (height, width) -> (height, width, 3) in 0..1."""
+    from matplotlib import colormaps
+
+    relative = heat / heat.max()
+    colours = torch.from_numpy(colormaps[COLOURS](relative.numpy())[..., :3]).float()
+    return torch.lerp(picture.mean(dim=-1, keepdim=True).expand_as(colours), colours, 0.35 + 0.5 * relative[..., None])

@@ -1,0 +1,114 @@
+"""Seeing the atoms in a running ComfyUI, as the workflows do."""
+
+from __future__ import annotations
+
+import prompts
+import torch
+from client import Graph, Node, Result
+from conftest import Server
+
+from sparse_core.files import load_dictionary
+
+
+def looking(graph: Graph, demo: Node) -> dict:
+    """What nodes that draw for themselves take, with the settings of `prompts.sample`."""
+    return dict(
+        model=demo[0],
+        positive=graph.add("CLIPTextEncode", text="a red cat on the left in the snow", clip=demo[1])[0],
+        negative=graph.add("CLIPTextEncode", text="", clip=demo[1])[0],
+        latent_image=graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)[0],
+        seed=1,
+        steps=prompts.STEPS,
+        cfg=3.0,
+        sampler_name="euler",
+        scheduler="simple",
+    )
+
+
+def robot(graph: Graph) -> Node:
+    return graph.add("SparseAtoms_Load", name="robot.safetensors")
+
+
+def run(server: Server, graph: Graph) -> Result:
+    result = server.client.run(graph)
+    assert not result.error
+    return result
+
+
+def test_a_recorded_picture_is_ksamplers_to_the_bit_and_its_heat_fits_it(server: Server) -> None:
+    graph = Graph()
+    demo, learnt = prompts.demo(graph), robot(graph)
+    drawing = looking(graph, demo)
+    watched = graph.add("SparseAtoms_Record", dictionary=learnt[0], atoms="top:12", **drawing)
+    applied = graph.add("SparseAtoms_Apply", model=demo[0], dictionary=learnt[0], strength=1.0)
+    plain = prompts.sample(graph, applied[0], demo, latent=drawing["latent_image"])
+    kept = [prompts.keep(graph, node) for node in (watched, plain)]
+    picture = graph.add("VAEDecode", samples=watched[0], vae=demo[2])
+    options = dict(picture=1, start=0.0, end=1.0, prompt="positive")
+    heat = graph.add("SparseAtoms_Heatmaps", recording=watched[1], image=picture[0], **options)
+    masks = graph.add("PreviewImage", images=graph.add("MaskToImage", mask=heat[1])[0])
+    result = run(server, graph)
+
+    first, second = (server.client.latents(result, node) for node in kept)
+    assert torch.equal(first, second)
+    shown = server.client.pictures(result, masks)
+    assert all(mask.shape == (128, 128, 3) and mask.max() == 255 for mask in shown)
+    (text,) = result.outputs[heat]["text"]
+    assert text.count("\n| ") >= len(shown) >= 4
+    assert [value for node, value, _ in result.progress if node == watched][-1] == prompts.STEPS
+
+
+def test_a_gallerys_labels_and_thumbnails_and_ones_own_go_into_the_file(server: Server) -> None:
+    graph = Graph()
+    demo, learnt = prompts.demo(graph), robot(graph)
+    gallery = graph.add(
+        "SparseAtoms_Gallery", dictionary=learnt[0], vae=demo[2], atoms="top:3", batch=4, **looking(graph, demo)
+    )
+    named = graph.add("SparseAtoms_Label", dictionary=gallery[1], lines="top:1 = the boss")
+    graph.add("SparseAtoms_Save", dictionary=named[0], filename_prefix="labelled")
+    alone = graph.add("PreviewImage", images=gallery[2])
+    result = run(server, graph)
+
+    assert len(server.client.pictures(result, alone)) == 3
+    saved = load_dictionary(server.dictionaries / "labelled_00001_.safetensors")
+    assert len(saved.metadata["thumbnails"]) == 3 and "the boss" in saved.labels.values()
+    progress = [(value, most) for node, value, most in result.progress if node == gallery]
+    assert progress[-1] == (8 * prompts.STEPS, 8 * prompts.STEPS)
+
+
+def test_an_effect_of_all_atoms_is_the_whole_beside_the_plain_picture(server: Server) -> None:
+    graph = Graph()
+    demo, learnt = prompts.demo(graph), robot(graph)
+    effect = graph.add("SparseAtoms_Effect", dictionary=learnt[0], vae=demo[2], atoms="*", **looking(graph, demo))
+    shown = [graph.add("PreviewImage", images=effect[i]) for i in range(2)]
+    result = run(server, graph)
+    whole, solo = (server.client.pictures(result, node)[0] for node in shown)
+    assert abs(whole.astype(int) - solo).max() <= 1
+
+
+def test_words_are_named_as_they_were_written(server: Server) -> None:
+    graph = Graph()
+    demo, learnt = prompts.demo(graph), robot(graph)
+    text = "a big robot in the snow"
+    told = graph.add("SparseAtoms_Words", dictionary=learnt[0], clip=demo[1], text=text, atoms="attn2.kv", top=12)
+    result = run(server, graph)
+    (table,) = result.outputs[told]["text"]
+    assert table.count("\n| L") == 12 and any(f"{word} (" in table for word in text.split())
+
+
+def test_charts_and_comparisons_say_what_they_show(server: Server) -> None:
+    graph = Graph()
+    learnt = robot(graph)
+    other = graph.add("SparseAtoms_Load", name="owl.safetensors")
+    chart = graph.add("SparseAtoms_Importance", dictionary=learnt[0], top=5)
+    compared = graph.add("SparseAtoms_Compare", dictionary=learnt[0], other=other[0], top=5)
+    result = run(server, graph)
+    assert result.outputs[chart]["text"][0].count("\n| L") == 5
+    assert "share 80 sites" in result.outputs[compared]["text"][0]
+
+
+def test_a_label_on_atoms_that_are_not_there_names_its_line(server: Server) -> None:
+    graph = Graph()
+    named = graph.add("SparseAtoms_Label", dictionary=robot(graph)[0], lines="top:1 = x\nL99 = roof")
+    graph.add("SparseAtoms_Save", dictionary=named[0], filename_prefix="never")
+    assert "Line 2" in server.client.run(graph).error
