@@ -1,8 +1,9 @@
 """Training: one loop for every host and every method."""
 
 from ..examples import Example
+from .distilling import questioned
 from .loop import Progress, TrainingStopped, train
 from .prior import prior_examples
 from .settings import TrainingSettings
 
-__all__ = ["Example", "Progress", "TrainingSettings", "TrainingStopped", "prior_examples", "train"]
+__all__ = ["Example", "Progress", "TrainingSettings", "TrainingStopped", "prior_examples", "questioned", "train"]
