@@ -1,4 +1,4 @@
-"""The command line: train, generate, info and demo, on diffusers pipelines and the bundled demo model.
+"""The command line: train, generate, info, extract, distil and demo, on diffusers pipelines and the bundled demo model.
 
 Exit codes: 0 done, 1 an error told in a sentence, 2 wrong usage, 130 interrupted.
 """
@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from .analysis.ranking import importance_curve, ranking
+from .compose import cli as compose
 from .controls import SparseAdapter
 from .demo import cli as demo
 from .dictionary import SparseDictionary
@@ -66,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_generate(commands)
     add_info(commands)
+    add_compose(commands)
     add_demo(commands)
     return parser
 
@@ -347,6 +349,24 @@ def flat(metadata: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield f"{prefix}{name}", f"{len(value)} entries"
         else:
             yield f"{prefix}{name}", value
+
+
+def add_compose(commands: argparse._SubParsersAction) -> None:
+    part = add_command(
+        commands,
+        "extract",
+        "Write some atoms of a dictionary into a new one, which says where they came from.",
+        'extract robot.safetensors --atoms "top:32" --out hat.safetensors',
+    )
+    compose.add_extract(part)
+    distil = add_command(
+        commands,
+        "distil",
+        "Learn to do with sparse atoms what a LoRA does, from pictures that the LoRA draws itself.",
+        'distil robot_lora.safetensors --prompt "a robot in the snow" --prompt @prompts.txt --out robot.safetensors',
+    )
+    add_model(distil)
+    compose.add_distil(distil)
 
 
 def add_demo(commands: argparse._SubParsersAction) -> None:
