@@ -11,6 +11,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(one - other).mean(axis=(1, 2, 3)))
 
 
-def measured(word: str, settings: TrainingSettings) -> tuple[dict[str, dict], Image.Image]:
+def measured(word: str, settings: TrainingSettings) -> tuple[dict[str, Any], Image.Image]:
     """Figures of one LoRA, and a row of pictures: plain, LoRA, dictionary at each density."""
     host = DiffusersHost(load_pipeline())
     lora = SparseAdapter(host.import_lora(LORAS / lora_name(word)).dictionary)
@@ -69,7 +70,12 @@ def measured(word: str, settings: TrainingSettings) -> tuple[dict[str, dict], Im
 
         learnt = SparseAdapter(train(host, asked, settings, on_step))
     plain, goal = drawn(host, word, []), drawn(host, word, [lora])
-    figures: dict[str, dict] = {"distilled": {}, "lora": {}}
+    figures: dict[str, Any] = {
+        "distilled": {},
+        "lora": {},
+        "plain_rms": float(distance(plain, goal).mean()),
+        "active_share": learnt.dictionary.metadata["training"]["active_share"],
+    }
     row = [plain[0], goal[0]]
     for density in DENSITIES:
         for name, adapter in (("distilled", learnt), ("lora", lora)):
@@ -82,21 +88,18 @@ def measured(word: str, settings: TrainingSettings) -> tuple[dict[str, dict], Im
             }
             if name == "distilled":
                 row.append(pictures[0])
-    figures["plain_rms"] = float(distance(plain, goal).mean())  # type: ignore[assignment]
-    figures["active_share"] = learnt.dictionary.metadata["training"]["active_share"]
     return figures, Image.fromarray(np.concatenate(row, axis=1).round().astype(np.uint8))
 
 
 def report(results: dict) -> str:
     """The figures as Markdown."""
-    rows = [
-        [f"{word}, {name}", *(results["loras"][word][name][str(d)]["share"] for d in DENSITIES), atoms]
-        for word in results["loras"]
-        for name in ("distilled", "lora")
-        for atoms in [" / ".join(str(results["loras"][word][name][str(d)]["atoms"]) for d in DENSITIES)]
-    ]
+    rows = []
+    for word, found in results["loras"].items():
+        for name in ("distilled", "lora"):
+            at = [found[name][str(density)] for density in DENSITIES]
+            rows.append([f"{word}, {name}", *(one["share"] for one in at), " / ".join(str(one["atoms"]) for one in at)])
     text = table(["share of the way to the LoRA's picture", *(f"{d:.0%}" for d in DENSITIES), "atoms"], rows)
-    return f"# Distilling LoRAs\n\n{__doc__.partition('.')[0]}.\n\n{text}\n"
+    return f"# Distilling LoRAs\n\n{__doc__}\n{text}\n"
 
 
 def main() -> None:

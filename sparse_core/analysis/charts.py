@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ATOMS = 12
 """Atoms of each dictionary in a chart of pairs."""
+BAR = 0.27
+"""Width of a bar; three stand side by side at each layer."""
 COLOURS = ("#2a7fba", "#e08a1e", "#c0392b")
 """The first dictionary's, the second's, both."""
 
@@ -38,18 +40,13 @@ def collision_chart(found: Collisions) -> Image.Image:
 
 def _draw_layers(axes: Axes, found: Collisions) -> None:
     numbers = sorted({site.layer for site in found.sites})
-    for name, title, colour in zip(("first", "second", "both"), (*found.titles, "both"), COLOURS, strict=True):
+    series = zip(("first", "second", "both"), (*found.titles, "both"), COLOURS, strict=True)
+    for place, (name, title, colour) in enumerate(series):
         shares = [
-            np.mean([getattr(found.sites[site], name) for site in found.sites if site.layer == number])
+            100 * np.mean([getattr(found.sites[site], name) for site in found.sites if site.layer == number])
             for number in numbers
         ]
-        axes.bar(
-            np.array(numbers) + 0.27 * (len(axes.containers) - 1),
-            np.array(shares) * 100,
-            0.27,
-            label=title,
-            color=colour,
-        )
+        axes.bar(np.array(numbers) + BAR * (place - 1), shares, BAR, label=title, color=colour)
     axes.set(title="Tokens that atoms act on", xlabel="layer", ylabel="per cent of tokens")
     axes.set_xticks(numbers[:: max(1, len(numbers) // 20)])
     axes.legend(frameon=False)
