@@ -7,10 +7,14 @@ from comfy_api.latest import ComfyExtension, io
 from . import folders
 from .analysis import ANALYSIS_NODES
 from .apply import ApplySparseDictionary, SparseDictionaryHook
+from .collisions import CollisionReport
+from .compose import COMPOSE_NODES
 from .controls import CONTROL_NODES
 from .demo import DemoModel
 from .demo_pictures import DemoPictures
+from .distil import DistilIntoDictionary
 from .files import AtomInfo, LoadSparseDictionary, SaveSparseDictionary
+from .invert import InvertImage
 from .lora import LoadLoraAsDictionary
 from .train import TrainSparseDictionary
 
@@ -35,6 +39,10 @@ class SparseAtomsExtension(ComfyExtension):
             *CONTROL_NODES,
             AtomInfo,
             *ANALYSIS_NODES,
+            *COMPOSE_NODES,
+            CollisionReport,
+            DistilIntoDictionary,
+            InvertImage,
         ]
 
 

@@ -5,6 +5,8 @@ from comfy_api.latest import io
 CATEGORY = "Sparse Atoms"
 CONTROLS = f"{CATEGORY}/controls"
 ANALYSIS = f"{CATEGORY}/analysis"
+COMPOSE = f"{CATEGORY}/compose"
+EDIT = f"{CATEGORY}/edit"
 
 SparseDictionaryType = io.Custom("SPARSE_DICTIONARY")
 """A `sparse_core.controls.SparseAdapter`: a dictionary with the controls added so far."""

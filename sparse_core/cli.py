@@ -1,4 +1,4 @@
-"""The command line: train, generate, info, report and demo, on diffusers pipelines and the bundled demo model.
+"""The command line: train, generate, info, report, extract, distil and demo, on diffusers pipelines and the demo model.
 
 Exit codes: 0 done, 1 an error told in a sentence, 2 wrong usage, 130 interrupted.
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .analysis.ranking import importance_curve, ranking
+from .compose import cli as compose
 from .controls import SparseAdapter
 from .demo import cli as demo
 from .dictionary import SparseDictionary
@@ -86,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_generate(commands)
     add_info(commands)
     add_report(commands)
+    add_compose(commands)
     add_demo(commands)
     return parser
 
@@ -536,6 +538,24 @@ def run_report(options: argparse.Namespace) -> None:
         seen = look(host, dictionary, prompt, options.seed, sampling, options.top, options.batch, on_step)
     write_dictionary_report(dictionary, seen, options.file, options.out)
     print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} kB")
+
+
+def add_compose(commands: argparse._SubParsersAction) -> None:
+    part = add_command(
+        commands,
+        "extract",
+        "Write some atoms of a dictionary into a new one, which says where they came from.",
+        'extract robot.safetensors --atoms "top:32" --out hat.safetensors',
+    )
+    compose.add_extract(part)
+    distil = add_command(
+        commands,
+        "distil",
+        "Learn to do with sparse atoms what a LoRA does, from pictures that the LoRA draws itself.",
+        'distil robot_lora.safetensors --prompt "a robot in the snow" --prompt @prompts.txt --out robot.safetensors',
+    )
+    add_model(distil)
+    compose.add_distil(distil)
 
 
 def add_demo(commands: argparse._SubParsersAction) -> None:

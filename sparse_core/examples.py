@@ -12,6 +12,17 @@ from torch import Generator, Tensor
 from .hosts.base import Host
 
 
+class Answer(NamedTuple):
+    """What a teacher said to one noisy picture."""
+
+    noise: Tensor
+    """(channels, height, width)."""
+    progress: float
+    """0..1."""
+    estimate: Tensor
+    """(channels, height, width), its estimate of the clean latents."""
+
+
 @dataclass(frozen=True)
 class Example:
     """One picture to learn from."""
@@ -24,10 +35,12 @@ class Example:
     """(height, width) in 0..1 on the latents' grid: where the loss counts. None is everywhere."""
     prior: bool = False
     """Whether the caption does not name the new thing, so that the picture is one to keep, not to learn."""
+    answer: Answer | None = None
+    """What to learn instead of the picture itself; it is met with the answer's noise alone."""
 
 
 class Batch(NamedTuple):
-    """One draw: pictures of one size with fresh noise."""
+    """One draw: pictures of one size with noise."""
 
     latents: Tensor
     condition: Any
@@ -38,6 +51,8 @@ class Batch(NamedTuple):
     """(rows, 1, height, width)."""
     prior: Tensor
     """(rows,) bool."""
+    target: Tensor
+    """What the model should estimate: the latents, or a teacher's answers."""
 
 
 def draw_batch(
@@ -57,6 +72,10 @@ def draw_batch(
     # Noise levels are stratified within each half: less variance at no cost.
     progress = torch.cat([_stratified(rows - kept, generator), _stratified(kept, generator)])
     noise = torch.randn((rows, *size), generator=generator)
+    target = torch.stack([e.latents for e in chosen])
+    for row, example in enumerate(chosen):
+        if example.answer is not None:
+            noise[row], progress[row], target[row] = example.answer
     chosen = chosen[own]
     full = torch.ones(size[-2:])
     return Batch(
@@ -66,6 +85,7 @@ def draw_batch(
         progress=progress[own],
         mask=torch.stack([full if e.mask is None else e.mask for e in chosen])[:, None].to(host.device),
         prior=torch.tensor([e.prior for e in chosen], device=host.device),
+        target=target[own].to(host.device),
     )
 
 

@@ -31,14 +31,14 @@ def sampled(w: Workflow, model: Slot, demo: Node, prompt: str, seed: int = 1, ba
     """Prompt to decoded pictures, the stock way."""
     positive = w("CLIPTextEncode", clip=demo[1], text=prompt, title="Prompt")
     negative = w("CLIPTextEncode", clip=demo[1], text="", title="Negative prompt")
-    latent = w("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=batch)
+    if "latent_image" not in options:
+        options["latent_image"] = w("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=batch)[0]
     settings = {"seed": seed, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     sampler = w(
         "KSampler",
         model=model,
         positive=positive[0],
         negative=negative[0],
-        latent_image=latent[0],
         **settings | options,
     )
     return w("VAEDecode", samples=sampler[0], vae=demo[2])
@@ -274,6 +274,214 @@ def on_one_prompt(w: Workflow) -> Node:
         sampler_name="euler", scheduler="simple",
     )  # fmt: skip
     return saved(w, w("VAEDecode", samples=sampler[0], vae=demo[2])[0])
+
+
+@workflow(
+    "13 Combine",
+    "A robot and an owl become one dictionary of at most 800 atoms, applied once: the prompt decides which of them is drawn. "
+    "Raise **first_weight** where the robot is too faint, and lower **budget** to see what goes first. Send the result into Save "
+    "Sparse Dictionary to share both as one file.",
+)
+def combine(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot, owl = (w("SparseAtoms_Load", name=f"{name}.safetensors") for name in ("robot", "owl"))
+    both = w("SparseAtoms_Combine", first=robot[0], second=owl[0], budget=800)
+    model = w("SparseAtoms_Apply", model=demo[0], dictionary=both[0])
+    prompts = ("a big robot in the middle in the snow", "a big owl in the middle in the snow")
+    return saved(w, stacked(w, [sampled(w, model[0], demo, prompt, batch=2)[0] for prompt in prompts]))
+
+
+@workflow(
+    "14 Collision report",
+    "The report counts where the atoms of both act on the same places or words, and whether they pull the same way; the chart "
+    "shows it layer by layer. Mute a pair that it names and look at the pictures again. Prompts that name both tell most.",
+)
+def collision_report(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot, owl = (w("SparseAtoms_Load", name=f"{name}.safetensors") for name in ("robot", "owl"))
+    text = "a small robot on the left and a small owl on the right in the meadow"
+    positive = w("CLIPTextEncode", clip=demo[1], text=text, title="Prompt")
+    negative = w("CLIPTextEncode", clip=demo[1], text="", title="Negative prompt")
+    latent = w("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=4)
+    found = w(
+        "SparseAtoms_Collisions",
+        model=demo[0],
+        first=robot[0],
+        second=owl[0],
+        positive=positive[0],
+        negative=negative[0],
+        latent=latent[0],
+    )
+    chart = w("PreviewImage", images=found[1], title="Chart")
+    model = w("SparseAtoms_Apply", model=demo[0], dictionary=robot[0])
+    model = w("SparseAtoms_Apply", model=model[0], dictionary=owl[0])
+    saved(w, sampled(w, model[0], demo, text)[0])
+    return chart
+
+
+@workflow(
+    "15 Extract",
+    "The 300 most important atoms of the robot become a dictionary of their own, and Save keeps it: left the whole, right the "
+    "part. Any address will do, such as `attn2` or what Solo Atoms showed you. The file remembers where each atom came from.",
+)
+def extract(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    part = w("SparseAtoms_Extract", dictionary=robot[0], atoms="top:300", title="robot, the essence")
+    kept = w("SparseAtoms_Save", dictionary=part[0], filename_prefix="robot_essence")
+    models = [w("SparseAtoms_Apply", model=demo[0], dictionary=d[0]) for d in (robot, kept)]
+    prompt = "a big robot on the right in the desert"
+    return saved(w, stacked(w, [sampled(w, m[0], demo, prompt, batch=2)[0] for m in models]))
+
+
+@workflow(
+    "16 In between",
+    "Atom by atom from a robot that listens to the words alone (left) to the whole robot (right): positions 0, 0.25, 0.5, 0.75 and "
+    "1. Try -0.5 or 1.5 to exaggerate the difference. Two stages of one training work as well.",
+)
+def in_between(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    words = w("SparseAtoms_Weights", dictionary=robot[0], lines="attn1 = 0")
+    pictures = []
+    for position in (0.0, 0.25, 0.5, 0.75, 1.0):
+        between = w(
+            "SparseAtoms_Interpolate", first=words[0], second=robot[0], position=position, title=f"{position:g}"
+        )
+        model = w("SparseAtoms_Apply", model=demo[0], dictionary=between[0])
+        pictures.append(sampled(w, model[0], demo, "a big robot in the middle in the meadow", batch=1)[0])
+    return saved(w, stacked(w, pictures))
+
+
+@workflow(
+    "17 Distil a LoRA",
+    "A LoRA draws pictures at six prompts, and a dictionary learns to do the same with atoms that fire rarely: left the LoRA, then "
+    "the dictionary with all, a half and a quarter of its atoms. Put several LoRAs on the patched model to distil them into "
+    "one. More steps and more varied prompts come closer.",
+)
+def distil(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    lora = w("LoraLoaderModelOnly", model=demo[0], lora_name="sparse_atoms_demo_robot.safetensors", strength_model=1.0)
+    lesson = w("SparseAtoms_DemoPictures", creature="robot")
+    prompts = w("CLIPTextEncode", text=lesson[1], clip=demo[1], title="Prompts to learn at")
+    negative = w("CLIPTextEncode", clip=demo[1], text="", title="Negative prompt")
+    latent = w("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)
+    learnt = w(
+        "SparseAtoms_Distil",
+        model=demo[0],
+        patched=lora[0],
+        prompts=prompts[0],
+        negative=negative[0],
+        latent=latent[0],
+        name="robot, distilled",
+    )
+    models = [lora[0]]
+    for density in (1.0, 0.5, 0.25):
+        kept = w("SparseAtoms_Keep", dictionary=learnt[0], density=density, title=f"Keep {density:.0%}")
+        models.append(w("SparseAtoms_Apply", model=demo[0], dictionary=kept[0])[0])
+    prompt = "a big robot on the left in the night"
+    return saved(w, stacked(w, [sampled(w, m, demo, prompt, batch=1)[0] for m in models]))
+
+
+def redrawn(w: Workflow, model: Slot, demo: Node, latent: Slot, prompt: str, cfg: float) -> Slot:
+    """Drawn from an inverted picture."""
+    positive = w("CLIPTextEncode", clip=demo[1], text=prompt, title="Prompt")
+    negative = w("CLIPTextEncode", clip=demo[1], text="", title="Negative prompt")
+    sampler = w(
+        "KSamplerAdvanced",
+        model=model,
+        positive=positive[0],
+        negative=negative[0],
+        latent_image=latent,
+        add_noise="disable",
+        steps=20,
+        cfg=cfg,
+        sampler_name="euler",
+        scheduler="simple",
+    )
+    return w("VAEDecode", samples=sampler[0], vae=demo[2])[0]
+
+
+@workflow(
+    "18 Invert and edit",
+    "Invert Image finds the noise of the picture on the left; drawn from it with the same prompt the picture comes back, and "
+    "with another one it changes where the prompt does. Raise **cfg** of the last samplers to change more. Put your own picture "
+    "through VAE Encode in place of the drawn one, and describe it in the prompt.",
+)
+def invert_and_edit(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    model = w("SparseAtoms_Apply", model=demo[0], dictionary=robot[0])
+    said = "a big robot on the left in the snow"
+    picture = sampled(w, model[0], demo, said, batch=1)
+    latent = w("VAEEncode", pixels=picture[0], vae=demo[2])
+    positive = w("CLIPTextEncode", clip=demo[1], text=said, title="Prompt")
+    negative = w("CLIPTextEncode", clip=demo[1], text="", title="Negative prompt")
+    found = w("SparseAtoms_Invert", model=model[0], latent=latent[0], positive=positive[0], negative=negative[0])
+    edit = "a big robot on the left in the night"
+    again = [
+        redrawn(w, model[0], demo, found[0], prompt, cfg) for prompt, cfg in ((said, 1.0), (edit, 1.0), (edit, 2.5))
+    ]
+    return saved(w, stacked(w, [picture[0], *again]))
+
+
+@workflow(
+    "19 Learn one picture",
+    "One picture (left) and its caption become a dictionary in a minute; then the prompt edits it. The pictures have all atoms, a "
+    "half, a quarter and a tenth of them: fewer let go of the original and follow the new words more. Put your own picture "
+    "through VAE Encode in place of the drawn one, and describe all of it in the caption.",
+)
+def learn_one_picture(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    drawing = w("SparseAtoms_Apply", model=demo[0], dictionary=robot[0], title="Only to have a picture")
+    said = "a big robot on the left in the snow"
+    picture = sampled(w, drawing[0], demo, said, batch=1)
+    latent = w("VAEEncode", pixels=picture[0], vae=demo[2])
+    caption = w("CLIPTextEncode", clip=demo[1], text=said, title="Prompt")
+    learnt = w(
+        "SparseAtoms_Train",
+        model=demo[0],
+        latents=latent[0],
+        captions=caption[0],
+        name="one picture",
+        steps=250,
+        batch=2,
+        sparsity=3e-4,
+    )
+    pictures = [picture[0]]
+    for density in (1.0, 0.5, 0.25, 0.1):
+        kept = w("SparseAtoms_Keep", dictionary=learnt[0], density=density, title=f"Keep {density:.0%}")
+        model = w("SparseAtoms_Apply", model=demo[0], dictionary=kept[0])
+        pictures.append(sampled(w, model[0], demo, "a big robot on the left in the night", batch=1)[0])
+    return saved(w, stacked(w, pictures))
+
+
+@workflow(
+    "20 Edit in a mask",
+    "Left the plain model's picture; Set Latent Noise Mask lets the robot into its right half alone; a second pass at one and a "
+    "half times the size adds detail; the last goes over the edit with another prompt (img2img). Every step is ComfyUI's own, with "
+    "the dictionary on the model. Lower **denoise** to stay closer to what was there.",
+)
+def edit_in_a_mask(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    model = w("SparseAtoms_Apply", model=demo[0], dictionary=robot[0])
+    picture = sampled(w, demo[0], demo, "a big red house on the left in the snow", batch=1)
+
+    def passed(pixels: Slot, prompt: str, denoise: float, mask: Slot | None = None) -> Slot:
+        latent = w("VAEEncode", pixels=pixels, vae=demo[2])
+        if mask is not None:
+            latent = w("SetLatentNoiseMask", samples=latent[0], mask=mask)
+        return sampled(w, model[0], demo, prompt, latent_image=latent[0], denoise=denoise)[0]
+
+    both = "a big red house on the left and a big robot on the right in the snow"
+    edited = passed(picture[0], both, 0.95, column_mask(w, SIDE // 2, SIDE // 2)[0])
+    large = w("ImageScaleBy", image=edited, upscale_method="bicubic", scale_by=1.5)
+    finer = passed(large[0], both, 0.35)
+    night = passed(edited, "a big red house on the left and a big robot on the right in the night", 0.7)
+    first = w("ImageScaleBy", image=picture[0], upscale_method="bicubic", scale_by=1.5)
+    return saved(w, stacked(w, [first[0], edited, finer, night]))
 
 
 def look_at(w: Workflow, demo: Node, prompt: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..dictionary import SparseDictionary
 from ..examples import Example, draw_batch
 from ..hosts.base import Host
 from ..layers import Site
-from ..plan import Moment
+from ..plan import Moment, Observer
 
 
 class Measurement:
@@ -46,19 +46,32 @@ class Measurement:
 
 
 @torch.no_grad()
-def measure(
-    host: Host, dictionary: SparseDictionary, examples: Sequence[Example], *, batches: int = 8, seed: int = 0
-) -> Measurement:
-    """Runs the model with the whole dictionary on noisy examples, evenly spread over the noise levels. A cancel ends it
-    with what was measured so far."""
-    measurement = Measurement(dictionary)
+def observe(
+    host: Host,
+    adapter: SparseAdapter,
+    examples: Sequence[Example],
+    observer: Observer,
+    *,
+    batches: int = 8,
+    seed: int = 0,
+) -> None:
+    """Runs the model with the adapter on noisy examples, evenly spread over the noise levels, and lets the observer watch. A
+    cancel ends it with what was seen so far."""
     generator = torch.Generator().manual_seed(seed)
-    with suppress(*host.interruptions), host.patched([SparseAdapter(dictionary)], measurement):
+    with suppress(*host.interruptions), host.patched([adapter], observer):
         for batch in range(batches):
             drawn = draw_batch(host, examples, min(4, len(examples)), generator)
             rows = len(drawn.latents)
             progress = (torch.arange(rows) + (batch + 0.5) / batches) / rows
             host.denoise(host.add_noise(drawn.latents, drawn.noise, progress), progress, drawn.condition)
+
+
+def measure(
+    host: Host, dictionary: SparseDictionary, examples: Sequence[Example], *, batches: int = 8, seed: int = 0
+) -> Measurement:
+    """What `observe` shows of the whole dictionary."""
+    measurement = Measurement(dictionary)
+    observe(host, SparseAdapter(dictionary), examples, measurement, batches=batches, seed=seed)
     return measurement
 
 

@@ -38,6 +38,7 @@ from ..layers import Layer
 from ..lora import ImportedLora, load_lora
 from ..modules import from_original
 from ..plan import Crop, LayerRun, MaskPlacementError, Observer, Plan, Rows, Run, compile_plan
+from ..sampling import invert, sample
 from .base import Prediction
 from .checkpointing import checkpointed
 from .updating import check_modules, updating, weight_shapes
@@ -435,6 +436,17 @@ class ComfyHost:
         elif isinstance(self.sampling, V_PREDICTION):
             self.prediction = "v"
 
+    def load(self) -> ComfyHost:
+        """The host with its model in memory and its weight patches in place, as drawing and measuring need it outside of
+        ComfyUI's samplers."""
+        comfy.model_management.load_models_gpu([self.model])
+        return self
+
+    def latent_shape(self, latent: dict) -> tuple[int, int, int]:
+        """(channels, height, width) of this model's latents at the size of a LATENT, which may be an empty one."""
+        height, width = latent["samples"].shape[-2:]
+        return self.model.model.latent_format.latent_channels, height, width
+
     def sigma(self, progress: Tensor) -> Tensor:
         """(rows,) noise levels."""
         inside = progress.clamp(1e-3, 1 - 1e-3).tolist()
@@ -556,3 +568,71 @@ def _one_each(what: str, values: list, pictures: int) -> list:
             f"There are {pictures} pictures and {len(values)} {what}; expected one for each picture, or one for all."
         )
     return values * pictures if len(values) == 1 else values
+
+
+# -------------------------------------------------------------------------------------------------------- inverting
+
+
+class KnownNoise:
+    """Noise that is given instead of drawn: ComfyUI's NOISE."""
+
+    seed = 0
+
+    def __init__(self, noise: Tensor) -> None:
+        self.noise = noise
+
+    def generate_noise(self, latent: dict) -> Tensor:
+        """
+        :raises ValueError: the latent is for pictures of another number or size.
+        """
+        given, wanted = self.noise.shape, latent["samples"].shape
+        if (given[0], *given[2:]) != (wanted[0], *wanted[2:]):
+            raise ValueError(
+                f"The inverted noise is for {given[0]} pictures of {given[2]} x {given[3]} latent pixels; the latent has "
+                f"{wanted[0]} of {wanted[2]} x {wanted[3]}. Connect an empty latent of the picture's size."
+            )
+        return self.noise
+
+
+class Inverted(NamedTuple):
+    """A picture's noise, as samplers take it."""
+
+    latent: dict
+    """For a sampler that adds no noise."""
+    noise: KnownNoise
+    report: str
+    """How exactly the picture comes back."""
+
+
+def invert_latent(
+    model: ModelPatcher,
+    latent: dict,
+    positive: list,
+    negative: list,
+    steps: int,
+    guidance: float,
+    refinements: int,
+    on_step: Callable[[], None],
+) -> Inverted:
+    """The noise from which a deterministic sampler with evenly spaced steps (euler, simple) draws a LATENT.
+
+    :param on_step: called after every step back, and after every step of drawing the picture again to compare.
+    :raises ValueError: see `invert`; or a prompt carries what only ComfyUI's samplers can honour.
+    """
+    host = ComfyHost(model).load()
+    clean = host.model.model.process_latent_in(latent["samples"].float()).to(host.device)
+    conditions = [
+        host.stack_conditions(_one_each("prompts", single_entries([prompt]), len(clean)))
+        for prompt in (positive, negative)
+    ]
+    settings = {"steps": steps, "guidance": guidance, "negative": conditions[1], "on_step": on_step}
+    noise = invert(host, clean, conditions[0], refinements=refinements, **settings)
+    again = sample(host, conditions[0], noise, **settings)
+    error = float((again - clean).square().mean().sqrt() / clean.std())
+    report = (
+        f"Drawn again with {steps} steps and cfg {guidance:g}, the latents miss the picture's by {error:.1%} of their spread "
+        f"(root mean square). The noise has mean {float(noise.mean()):+.2f} and deviation {float(noise.std()):.2f}; 0 and 1 are "
+        "usual."
+    )
+    start = host.model.model.process_latent_out(noise * float(host.sampling.sigma_max)).cpu()
+    return Inverted({"samples": start}, KnownNoise(noise.cpu()), report)

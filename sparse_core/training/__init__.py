@@ -1,6 +1,7 @@
 """Training: one loop for every host and every method."""
 
 from ..examples import Example
+from .distilling import questioned
 from .loop import Progress, TrainingStopped, train
 from .presets import PRESETS
 from .preview import Preview
@@ -15,5 +16,6 @@ __all__ = [
     "TrainingSettings",
     "TrainingStopped",
     "prior_examples",
+    "questioned",
     "train",
 ]

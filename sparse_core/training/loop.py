@@ -119,7 +119,7 @@ class Trainer:
         for name, mean in self.mean.items():
             mean.lerp_(self.parameters[name].detach(), 1 - settings.ema)
         if settings.reseed_every and self.step % settings.reseed_every == 0 and self.step <= settings.steps // 2:
-            places = (estimate.detach() - batch.latents).square().mean(dim=1, keepdim=True)
+            places = (estimate.detach() - batch.target).square().mean(dim=1, keepdim=True)
             self._forget(self.learner.maintain(places))
         if self.held_out_examples and self.step % settings.check_every == 0:
             self.held_out.append(self.check())
@@ -136,7 +136,7 @@ class Trainer:
             noisy = self.host.add_noise(batch.latents, batch.noise, batch.progress)
             estimate = self.host.denoise(noisy, batch.progress, batch.condition)
         weight = loss_weight(self.host.prediction, self.host.snr(batch.progress).to(batch.latents.device))
-        return weight * squared_error(estimate, batch.latents, batch.mask), estimate
+        return weight * squared_error(estimate, batch.target, batch.mask), estimate
 
     @torch.no_grad()
     def check(self) -> float:

@@ -107,7 +107,16 @@ def assert_fails(capsys, message: str, *arguments: object) -> None:
 
 
 def test_every_command_has_help_with_an_example(capsys):
-    for command in (["train"], ["generate"], ["info"], ["report"], ["demo"], ["demo", "make"]):
+    for command in (
+        ["train"],
+        ["generate"],
+        ["info"],
+        ["report"],
+        ["extract"],
+        ["distil"],
+        ["demo"],
+        ["demo", "make"],
+    ):
         with pytest.raises(SystemExit) as left:
             cli.main([*command, "--help"])
         assert left.value.code == 0
@@ -445,3 +454,32 @@ def test_a_report_without_a_trigger_asks_for_a_prompt(tmp_path: Path, capsys: py
     save_dictionary(random_dictionary(), file)
     assert cli.main(["report", str(file), "--out", str(tmp_path / "page.html")]) == 1
     assert "--prompt" in capsys.readouterr().err
+
+
+class TestExtract:
+    def test_writes_the_atoms_asked_for(self, saved, tmp_path, capsys):
+        out = tmp_path / "hat.safetensors"
+        assert run("extract", saved, "--atoms", "top:5", "--out", out) == 0
+        part = load_dictionary(out)
+        assert len(part) == 5 and len(part.metadata["origins"]) == 5
+        assert "5 of 64 atoms" in capsys.readouterr().out
+
+    def test_a_selection_that_picks_nothing_is_an_error(self, saved, tmp_path, capsys):
+        assert_fails(
+            capsys, "L99 picks no atom", "extract", saved, "--atoms", "L99", "--out", tmp_path / "x.safetensors"
+        )
+
+
+def test_distil_makes_a_dictionary_of_a_lora(model, tmp_path, capsys):
+    generator = torch.Generator().manual_seed(0)
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+    factors = {"A": (2, 24), "B": (16, 2)}
+    lora = tmp_path / "lora.safetensors"
+    save_file({f"{key}.lora_{n}.weight": torch.randn(s, generator=generator) for n, s in factors.items()}, lora)
+    (tmp_path / "prompts.txt").write_text("a zib in the snow\n\na zib\n")
+    out = tmp_path / "distilled.safetensors"
+    options = ["--prompt", "a zib", "--prompt", f"@{tmp_path / 'prompts.txt'}", "--pictures", "1", *QUICK[2:4]]
+    assert run("distil", lora, *options, "--atoms", "2", "--threshold", "0.5", "--out", out, "--model", model) == 0
+    dictionary = load_dictionary(out)
+    assert dictionary.metadata["training"]["steps_done"] == 3
+    assert any(atoms.directions.any() for atoms in dictionary.sites.values())

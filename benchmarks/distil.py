@@ -1,0 +1,133 @@
+"""How close a dictionary distilled from a LoRA comes to it, and how many of its atoms that takes: ``python -m benchmarks.distil``.
+
+The LoRAs that come with the pack are the teachers. *share* is how much of the way from the plain model's picture to the LoRA's a
+picture has gone: 1 minus its distance from the LoRA's picture over the plain one's (root mean square of pixels), averaged over
+prompts that were not learnt at. Beside it the LoRA itself, opened as a dictionary and cut down to as large a share of its atoms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from sparse_core.controls import Keep, SparseAdapter, Stack
+from sparse_core.demo.lessons import creatures
+from sparse_core.demo.model import load_pipeline
+from sparse_core.demo.shipped import LORAS, lora_name
+from sparse_core.files import write_atomically
+from sparse_core.generate import Sampling, generate
+from sparse_core.hosts.diffusers import DiffusersHost
+from sparse_core.training import Progress, TrainingSettings, questioned, train
+
+from .machine import versions
+from .tables import table
+
+RESULTS = Path(__file__).with_name("results")
+DENSITIES = (1.0, 0.5, 0.25, 0.1)
+PLACES = ("on the left", "in the middle", "on the right")
+LEARNT_AT = [
+    f"a big {{}} {place} {scene}" for place in PLACES for scene in ("in the meadow", "in the snow", "at the beach")
+]
+LEARNT_AT += ["a big red house on the left in the snow", "a small blue tree on the right in the meadow"]
+ASKED_AT = [f"a big {{}} {place} {scene}" for place in PLACES for scene in ("in the night", "in the desert")]
+SEEDS = (1, 2)
+SAMPLING = Sampling(steps=12)
+
+
+def drawn(host: DiffusersHost, word: str, stack: Stack) -> np.ndarray:
+    """(pictures, height, width, 3) in 0..255."""
+    prompts = [prompt.format(word) for prompt in ASKED_AT for _ in SEEDS]
+    pictures = generate(host, prompts, list(SEEDS) * len(ASKED_AT), SAMPLING, stack, batch=len(prompts))
+    return np.stack([np.asarray(picture, np.float32) for picture in pictures])
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(pictures,) root mean square over pixels."""
+    return np.sqrt(np.square(one - other).mean(axis=(1, 2, 3)))
+
+
+def measured(word: str, settings: TrainingSettings) -> tuple[dict[str, Any], Image.Image]:
+    """Figures of one LoRA, and a row of pictures: plain, LoRA, dictionary at each density."""
+    host = DiffusersHost(load_pipeline())
+    lora = SparseAdapter(host.import_lora(LORAS / lora_name(word)).dictionary)
+    side = host.unet.config.sample_size
+    with tqdm(total=settings.steps, desc=word, unit="step") as bar:
+        with host.patched([lora]):
+            conditions = [host.encode_prompt(prompt.format(word)) for prompt in LEARNT_AT]
+            shape = (host.unet.config.in_channels, side, side)
+            asked = questioned(host, conditions, host.encode_prompt(""), shape, pictures=2 * len(LEARNT_AT))
+
+        def on_step(progress: Progress) -> None:
+            bar.update()
+
+        learnt = SparseAdapter(train(host, asked, settings, on_step))
+    plain, goal = drawn(host, word, []), drawn(host, word, [lora])
+    figures: dict[str, Any] = {
+        "distilled": {},
+        "lora": {},
+        "plain_rms": float(distance(plain, goal).mean()),
+        "active_share": learnt.dictionary.metadata["training"]["active_share"],
+    }
+    row = [plain[0], goal[0]]
+    for density in DENSITIES:
+        for name, adapter in (("distilled", learnt), ("lora", lora)):
+            kept = adapter.with_controls(Keep(density))
+            pictures = drawn(host, word, [kept])
+            figures[name][str(density)] = {
+                "atoms": int(sum(site.able.sum() for site in kept.state.sites.values())),
+                "share": float(1 - distance(pictures, goal).mean() / distance(plain, goal).mean()),
+                "rms": float(distance(pictures, goal).mean()),
+            }
+            if name == "distilled":
+                row.append(pictures[0])
+    return figures, Image.fromarray(np.concatenate(row, axis=1).round().astype(np.uint8))
+
+
+def report(results: dict) -> str:
+    """The figures as Markdown."""
+    rows = []
+    for word, found in results["loras"].items():
+        for name in ("distilled", "lora"):
+            at = [found[name][str(density)] for density in DENSITIES]
+            rows.append([f"{word}, {name}", *(one["share"] for one in at), " / ".join(str(one["atoms"]) for one in at)])
+    text = table(["share of the way to the LoRA's picture", *(f"{d:.0%}" for d in DENSITIES), "atoms"], rows)
+    return f"# Distilling LoRAs\n\n{__doc__}\n{text}\n"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=TrainingSettings().steps, help="of each distillation")
+    parser.add_argument("--only", choices=creatures(), action="append", help="this LoRA alone; may be repeated")
+    parser.add_argument("--pictures", type=Path, help="a folder for a row of pictures of each")
+    options = parser.parse_args()
+    settings = replace(TrainingSettings(), steps=options.steps)
+    found = {}
+    for word in options.only or creatures():
+        found[word], row = measured(word, settings)
+        if options.pictures:
+            options.pictures.mkdir(parents=True, exist_ok=True)
+            row.save(options.pictures / f"{word}.png")
+    results = {
+        "loras": found,
+        "settings": settings.record(),
+        "prompts": {"learnt_at": LEARNT_AT, "asked_at": ASKED_AT, "seeds": SEEDS},
+        "versions": versions("torch", "diffusers"),
+        "threads": torch.get_num_threads(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    write_atomically(RESULTS / "distil.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_atomically(RESULTS / "distil.md", report(results).encode())
+    print(report(results))
+
+
+if __name__ == "__main__":
+    main()

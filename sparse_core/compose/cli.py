@@ -1,0 +1,104 @@
+"""``extract`` and ``distil``: dictionaries made of other files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..addresses import parse_selection
+from ..controls import SparseAdapter
+from ..files import load_dictionary, save_dictionary
+from ..training import Progress, TrainingSettings, questioned, train
+from ..training.metadata import file_metadata
+from .extracting import extract
+
+
+def add_extract(parser: argparse.ArgumentParser) -> None:
+    """The options of ``extract``."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="a dictionary")
+    parser.add_argument("--atoms", required=True, metavar="SELECTION", help='which atoms: "top:32", "L3.v[7] | attn2"')
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+    parser.add_argument("--title", default="", help="the new file's title (default: the old one and the selection)")
+    parser.set_defaults(run=run_extract)
+
+
+def run_extract(options: argparse.Namespace) -> None:
+    """Extracts and saves."""
+    whole = SparseAdapter(load_dictionary(options.file))
+    part = extract(whole, parse_selection(options.atoms), options.title)
+    saved = save_dictionary(part, options.out)
+    print(f"{saved}: {len(part)} of {len(whole.dictionary)} atoms, {saved.stat().st_size / 1000:.0f} kB")
+
+
+def add_distil(parser: argparse.ArgumentParser) -> None:
+    """The options of ``distil``, but for those that choose the model."""
+    parser.add_argument("lora", type=Path, metavar="LORA", help="a LoRA for the model, as .safetensors")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        required=True,
+        metavar="TEXT",
+        help="what the LoRA is shown at; @FILE reads one prompt from each line of a file; may be repeated",
+    )
+    parser.add_argument("--title", help="the file's title (default: the name of the file)")
+    defaults = TrainingSettings()
+    for name, kind, default, purpose in (
+        ("steps", int, defaults.steps, "optimiser steps"),
+        ("atoms", int, defaults.atoms, "atoms at each projection"),
+        ("threshold", float, defaults.threshold, "how rarely an atom fires, in standard deviations of its coefficient"),
+        ("sparsity", float, defaults.sparsity, "how strongly unneeded atoms are emptied"),
+        ("pictures", int, 24, "pictures that the LoRA draws to learn from"),
+        ("seed", int, defaults.seed, "of the start and of all noise"),
+    ):
+        metavar = "N" if kind is int else "X"
+        parser.add_argument(
+            f"--{name}", type=kind, default=default, metavar=metavar, help=f"{purpose} (default: {default})"
+        )
+    parser.set_defaults(run=run_distil)
+
+
+def run_distil(options: argparse.Namespace) -> None:
+    """Distils and saves."""
+    from ..hosts.diffusers import DiffusersHost
+    from ..pipelines import load_pipeline
+
+    settings = TrainingSettings(
+        steps=options.steps,
+        atoms=options.atoms,
+        threshold=options.threshold,
+        sparsity=options.sparsity,
+        seed=options.seed,
+    )
+    prompts = list(dict.fromkeys(prompt for given in options.prompt for prompt in read_prompts(given)))
+    host = DiffusersHost(load_pipeline(options.model, options.config))
+    lora = host.import_lora(options.lora)
+    side = host.unet.config.sample_size
+    with tqdm(desc="asking the LoRA") as bar, host.patched([SparseAdapter(lora.dictionary)]):
+        asked = questioned(
+            host,
+            [host.encode_prompt(prompt) for prompt in prompts],
+            host.encode_prompt(""),
+            (host.unet.config.in_channels, side, side),
+            pictures=options.pictures,
+            seed=options.seed,
+            on_step=bar.update,
+        )
+    with tqdm(total=settings.steps, desc="learning", unit="step") as bar:
+
+        def on_step(progress: Progress) -> None:
+            bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
+            bar.update()
+
+        dictionary = train(host, asked, settings, on_step, file_metadata(options.title or options.out.stem))
+    saved = save_dictionary(dictionary, options.out)
+    print(f"{saved}: {len(dictionary)} atoms, {saved.stat().st_size / 1000:.0f} kB")
+
+
+def read_prompts(given: str) -> list[str]:
+    """One prompt, or those of ``@FILE``, one in each line."""
+    if not given.startswith("@"):
+        return [given]
+    return [line.strip() for line in Path(given[1:]).read_text(encoding="utf-8").splitlines() if line.strip()]

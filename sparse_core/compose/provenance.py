@@ -1,0 +1,72 @@
+"""Where the atoms of a new dictionary came from, as metadata that stays with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..dictionary import SparseDictionary
+from .baking import title_of
+
+KEPT = ("modelspec.author", "modelspec.license", "modelspec.trigger_phrase", "sources", "training")
+"""What a source's record says of it, beside its title."""
+JOINED = {"modelspec.author": ", ", "modelspec.license": "; ", "modelspec.trigger_phrase": ", "}
+"""What a new dictionary says of itself in the words of all sources, and what stands between them."""
+
+
+def content_hash(dictionary: SparseDictionary) -> str:
+    """16 hex digits of the SHA-256 of everything that acts on a picture, as a file holds it: equal before saving and after
+    loading, whatever the metadata says."""
+    digest = hashlib.sha256(dictionary.fingerprint.encode())
+    for site, atoms in dictionary.sites.items():
+        digest.update(f"{site} {atoms.normalise}".encode())
+        for tensor in (atoms.encoder, atoms.bias, atoms.threshold, atoms.directions):
+            digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    for name, update in dictionary.rest.items():
+        digest.update(name.encode())
+        for tensor in (update.down, update.up):
+            digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def source_record(dictionary: SparseDictionary, **said: Any) -> dict[str, Any]:
+    """One entry of ``sources``: what it is called, whose it is, its content, and whatever else is ``said`` of its use."""
+    known = {name.removeprefix("modelspec."): dictionary.metadata[name] for name in KEPT if name in dictionary.metadata}
+    return {"title": title_of(dictionary), "content_sha256": content_hash(dictionary), **known, **said}
+
+
+def joined_metadata(
+    title: str,
+    sources: Sequence[SparseDictionary],
+    records: Sequence[Mapping[str, Any]],
+    origins: Mapping[str, Sequence[tuple[int, str]]],
+) -> dict[str, Any]:
+    """Metadata of a dictionary made of others.
+
+    :param records: of the sources, by `source_record`.
+    :param origins: address of each atom to where it was: number of the source, from 0, and address there. Labels follow it.
+    """
+    labels = {
+        new: label
+        for new, found in origins.items()
+        if (label := " / ".join(_once(sources[number].labels.get(old, "") for number, old in found)))
+    }
+    fields: dict[str, Any] = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "sparse-dictionary",
+        "modelspec.title": title,
+        "sources": [dict(record) for record in records],
+        "origins": {new: [list(one) for one in found] for new, found in origins.items()},
+        "labels": labels,
+    }
+    for name, between in JOINED.items():
+        fields[name] = between.join(_once(str(source.metadata.get(name, "")) for source in sources))
+    return {name: value for name, value in fields.items() if value}
+
+
+def _once(texts: Iterable[str]) -> list[str]:
+    """Without empty ones and repetitions, in order."""
+    return list(dict.fromkeys(filter(None, texts)))
