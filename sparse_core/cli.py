@@ -524,9 +524,10 @@ def run_report(options: argparse.Namespace) -> None:
     from .pipelines import load_pipeline
 
     dictionary = load_dictionary(options.file)
-    prompt = options.prompt or "a " + dictionary.metadata.get("modelspec.trigger_phrase", "")
-    if not prompt.strip("a "):
+    trigger = dictionary.metadata.get("modelspec.trigger_phrase", "")
+    if not (options.prompt or trigger):
         raise ValueError(f"{options.file.name} names no trigger. Say what to draw with --prompt.")
+    prompt = options.prompt or f"a {trigger}"
     host = DiffusersHost(load_pipeline(options.model, options.config))
     sampling = Sampling(options.steps, 7.0 if options.model else 3.0)
     with tqdm(desc="drawing", unit="step") as bar:
