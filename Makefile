@@ -1,4 +1,4 @@
-# make demo | make test | make test-comfyui | make lint | make clean. Variables can be given on the command line:
+# make demo | make test | make test-comfyui | make test-browser | make lint | make clean. Variables can be given on the command line:
 #   make demo IMAGES=photos/robot WORD=robot
 #   make test-comfyui COMFYUI_PATH=/opt/ComfyUI
 SHELL := /bin/bash
@@ -21,7 +21,7 @@ FULL_PYTHON = $(if $(wildcard $(COMFYUI_PATH)/main.py),"$(COMFYUI_PYTHON)",$(PYT
 SPEED :=
 QUALITY :=
 
-.PHONY: bench-quality bench-speed test-fullsize help demo test test-comfyui lint clean
+.PHONY: bench-mixer bench-quality bench-speed test-browser test-fullsize help demo test test-comfyui lint clean
 
 help:
 	@sed -n '1,3s/^# *//p' Makefile
@@ -31,7 +31,7 @@ demo: $(VENV)/demo
 
 test: $(VENV)/test
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi
-	$(PYTHON) -m pytest tests --ignore tests/comfyui --ignore tests/fullsize $(PYTEST)
+	$(PYTHON) -m pytest tests --ignore tests/comfyui --ignore tests/browser --ignore tests/fullsize $(PYTEST)
 	@echo
 	@echo "=== tests/comfyui did NOT run here: it needs a real ComfyUI. Run it with: make test-comfyui ==="
 
@@ -40,6 +40,16 @@ test-comfyui:
 	@"$(COMFYUI_PYTHON)" -c "import lark, matplotlib, pytest, pytest_timeout, hypothesis" 2>/dev/null \
 		|| "$(COMFYUI_PYTHON)" -m pip install -q -r requirements.txt pytest pytest-timeout hypothesis
 	COMFYUI_PATH="$(COMFYUI_PATH)" "$(COMFYUI_PYTHON)" -m pytest tests/comfyui $(PYTEST)
+
+# The panels in ComfyUI's own front end. Runs in this project's environment, beside the ComfyUI that it starts.
+test-browser: $(VENV)/test
+	@test -f "$(COMFYUI_PATH)/main.py" || { echo "There is no ComfyUI in $(COMFYUI_PATH). Give its folder: make test-browser COMFYUI_PATH=..." >&2; exit 1; }
+	@$(PYTHON) -c "import playwright" 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check playwright
+	COMFYUI_PATH="$(COMFYUI_PATH)" $(PYTHON) -m pytest tests/browser $(PYTEST)
+
+bench-mixer: $(VENV)/test
+	@$(PYTHON) -c "import playwright" 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check playwright
+	COMFYUI_PATH="$(COMFYUI_PATH)" $(PYTHON) -m benchmarks.mixer_latency
 
 # Hours and gigabytes: not part of make test. Options: make bench-speed SPEED="--quick"
 bench-speed: $(if $(wildcard $(COMFYUI_PATH)/main.py),,$(VENV)/test)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folders
+from . import folders, routes
 from .analysis import ANALYSIS_NODES
 from .apply import ApplySparseDictionary, SparseDictionaryHook
 from .collisions import CollisionReport
@@ -16,6 +16,7 @@ from .distil import DistilIntoDictionary
 from .files import AtomInfo, LoadSparseDictionary, SaveSparseDictionary
 from .invert import InvertImage
 from .lora import LoadLoraAsDictionary
+from .mixer import AtomMixer
 from .train import TrainSparseDictionary
 
 WEB_DIRECTORY = "./web"
@@ -25,6 +26,9 @@ folders.register()
 
 class SparseAtomsExtension(ComfyExtension):
     """What ComfyUI loads."""
+
+    async def on_load(self) -> None:
+        routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -37,6 +41,7 @@ class SparseAtomsExtension(ComfyExtension):
             ApplySparseDictionary,
             SparseDictionaryHook,
             *CONTROL_NODES,
+            AtomMixer,
             AtomInfo,
             *ANALYSIS_NODES,
             *COMPOSE_NODES,

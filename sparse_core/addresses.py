@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -531,6 +531,7 @@ def _parser() -> Lark:
     return Lark(GRAMMAR, parser="lalr", start=["selection", "line"], transformer=_Builder())
 
 
+@lru_cache(maxsize=10_000)  # a mixing desk writes thousands of lines, of which a run changes a few
 def _parse(text: str, start: str) -> Any:
     """What ``_Builder`` makes of the text. Raises _Misread."""
     try:

@@ -570,6 +570,21 @@ def two_compared(w: Workflow) -> Node:
     return saved(w, w("SparseAtoms_Compare", dictionary=robot[0], other=owl[0])[0])
 
 
+@workflow(
+    "30 Atom mixer",
+    "The mixer has a strip for every atom: turn some up or down, press **S** to see one alone and **M** to see the picture "
+    "without it. Then run, and compare with the left pictures, which have all atoms as trained. What you set is saved with "
+    "the workflow and in every picture.",
+)
+def atom_mixer(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    mixed = w("SparseAtoms_Mixer", dictionary=robot[0], mix="solo top:10%\n")
+    models = [w("SparseAtoms_Apply", model=demo[0], dictionary=d) for d in (robot[0], mixed[0])]
+    prompt = "a big robot on the left in the snow"
+    return saved(w, stacked(w, [sampled(w, m[0], demo, prompt, batch=2)[0] for m in models]))
+
+
 # ---------------------------------------------------------------------------------------------------------- building
 
 

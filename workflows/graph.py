@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 COLUMN, GAP, ROW, TITLE = 360, 60, 24, 40
 """Pixels: width of a column, space between nodes, height of a slot or widget, and of a title."""
+PANELS = {"SparseAtoms_Mixer": 18}
+"""Rows that a node's panel takes beyond its widgets."""
 
 
 class Slot(NamedTuple):
@@ -63,7 +65,7 @@ class Node:
             rows += 5 if options.get("multiline") else 1
             rows += bool(options.get("control_after_generate"))
         preview = 10 if self.kind in ("SaveImage", "PreviewImage") else 6 if self.schema.get("output_node") else 0
-        return (rows + preview) * ROW
+        return (rows + preview + PANELS.get(self.kind, 0)) * ROW
 
 
 @dataclass

@@ -1,0 +1,202 @@
+"""The Atom Mixer: a text of address lines that remembers which dictionary it was made on.
+
+    # dictionary 1a2b3c4d5e6f7081
+    # preset "soft" ["L3.v[7] = 0.5"]
+    L3.v[7] = 0.5
+    mute L0.q[2]
+    solo top:25%
+
+Atoms of a dictionary that was trained anew have the old numbers and draw something else. So lines that name atoms by
+number hold only for the dictionary whose hash stands above them; without that line they hold for any.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .addresses import AddressError, And, Layers, Line, Not, Or, Region, Selection, parse_lines
+from .cards import PICTURE
+from .controls import Control, SparseAdapter, State, controls_of_lines
+from .describe import atom_rows
+from .dictionary import SparseDictionary
+from .layers import Site
+
+ACTING = ("encoder", "bias", "threshold", "directions")
+"""What decides what an atom draws: importance and labels can be measured and written anew without making it another."""
+MADE_ON = re.compile(r"^[ \t]*#[ \t]*dictionary[ \t]+([0-9a-f]{16})[ \t]*$", re.MULTILINE)
+LARGEST_THUMBNAILS = 2_000_000
+"""Characters of all thumbnails that a panel gets: they go through the websocket with every run."""
+FEW = 8
+"""Lines that an error shows."""
+
+
+class Mix(NamedTuple):
+    """What a text says."""
+
+    lines: list[Line]
+    made_on: str
+    """Hash of the dictionary that the atoms' numbers belong to; empty for any."""
+
+
+def parse_mix(text: str) -> Mix:
+    """
+    :raises AddressError: a line can't be read; the message shows every such line.
+    """
+    made_on = MADE_ON.search(text)
+    return Mix(parse_lines(text), made_on[1] if made_on else "")
+
+
+def mix(adapter: SparseAdapter, text: str) -> SparseAdapter:
+    """The adapter with the controls that the text describes.
+
+    :raises AddressError: a line can't be read, picks no atom, or names atoms of another dictionary by number.
+    """
+    lines, made_on = parse_mix(text)
+    numbered = [line for line in lines if _by_number(line.selection)]
+    if made_on and numbered and made_on != (found := content_hash(adapter.dictionary)):
+        raise AddressError(_another(numbered, made_on, found, adapter.dictionary))
+    return adapter.with_controls(*_controls(lines, adapter.dictionary))
+
+
+@dataclass(frozen=True, eq=False)
+class SetEach:
+    """Sets weights of single atoms, thousands at once: a `Weight` for each would go over the whole dictionary each time."""
+
+    weights: Mapping[Site, Tensor]
+    """(m,) float32; NaN leaves an atom's weight as it was."""
+
+    @classmethod
+    def by(cls, lines: Sequence[Line], dictionary: SparseDictionary) -> SetEach:
+        """What ``set`` and ``mute`` lines amount to, the last that names an atom deciding.
+
+        :raises AddressError: a line picks nothing in this dictionary.
+        """
+        weights: dict[Site, Tensor] = {}
+        for line in lines:
+            for site, picked in _places(line.selection, dictionary):
+                if site not in weights:
+                    weights[site] = torch.full((len(dictionary.sites[site]),), torch.nan)
+                weights[site][picked] = line.value or 0.0
+        return cls(weights)
+
+    def apply(self, state: State, dictionary: SparseDictionary) -> State:
+        sites = dict(state.sites)
+        for site, weights in self.weights.items():
+            weight = torch.where(weights.isnan(), sites[site].weight, weights)
+            sites[site] = replace(sites[site], weight=weight)
+        return replace(state, sites=sites)
+
+
+def content_hash(dictionary: SparseDictionary) -> str:
+    """16 hex digits of what the atoms draw. Values count as a file stores them, so that saving a dictionary and loading it
+    does not change them."""
+    digest = hashlib.sha256(dictionary.fingerprint.encode())
+    for site, atoms in dictionary.sites.items():
+        for name in ACTING:
+            tensor = getattr(atoms, name)
+            digest.update(f"{site} {name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def panel_data(adapter: SparseAdapter) -> dict[str, Any]:
+    """What the panel shows, as JSON: the atoms as they come in, the most important first."""
+    dictionary = adapter.dictionary
+    return {
+        "hash": content_hash(dictionary),
+        "title": str(dictionary.metadata.get("modelspec.title", "")),
+        "atoms": [
+            [
+                row.address,
+                round(row.importance, 7),
+                str(row.label),
+                row.weight,
+                len(row.masks),
+                len(row.schedules),
+                row.prompt,
+            ]
+            for row in atom_rows(adapter)
+        ],
+        "thumbnails": _thumbnails(dictionary),
+    }
+
+
+def _thumbnails(dictionary: SparseDictionary) -> dict[str, str]:
+    """Small pictures by address. Files come from strangers: what is no picture is left out."""
+    stored, kept, room = dictionary.metadata.get("thumbnails"), {}, LARGEST_THUMBNAILS
+    for address, picture in stored.items() if isinstance(stored, dict) else ():
+        if isinstance(picture, str) and len(picture) <= room and PICTURE.fullmatch(picture):
+            kept[address] = picture
+            room -= len(picture)
+    return kept
+
+
+def _controls(lines: Sequence[Line], dictionary: SparseDictionary) -> list[Control]:
+    found: list[Control] = []
+    for single, group in groupby(lines, key=_sets_single_atoms):
+        run = list(group)
+        found += [SetEach.by(run, dictionary)] if single else controls_of_lines(run)
+    return found
+
+
+def _sets_single_atoms(line: Line) -> bool:
+    match line.selection:
+        case Region(where=Layers(), atoms=atoms):
+            return atoms is not None and line.operation in ("set", "mute")
+    return False
+
+
+def _places(region: Region, dictionary: SparseDictionary) -> list[tuple[Site, slice]]:
+    layers = range(region.where.first, min(region.where.last + 1, len(dictionary.layers)))
+    sites = [site for n in layers for p in region.sites if (site := Site(n, p)) in dictionary.sites]
+    found = [
+        (site, slice(first, last + 1))
+        for site in sites
+        for first, last in region.atoms
+        if first < len(dictionary.sites[site])
+    ]
+    if not found:
+        region.resolve(dictionary)  # raises, and says what there is instead
+    return found
+
+
+def _by_number(selection: Selection) -> bool:
+    match selection:
+        case Region():
+            return selection.atoms is not None
+        case Not():
+            return _by_number(selection.operand)
+        case And() | Or():
+            return any(map(_by_number, selection.parts))
+    return False
+
+
+def _another(numbered: list[Line], made_on: str, found: str, dictionary: SparseDictionary) -> str:
+    shown = [f"Line {line.number}: {line}{_why_not(line, dictionary)}" for line in numbered[:FEW]]
+    if len(numbered) > FEW:
+        shown.append(f"and {len(numbered) - FEW} more")
+    return "\n".join(
+        [
+            f"These lines were set on another dictionary ({made_on}) than the one that comes in ({found}); here the same "
+            "atoms draw something else:",
+            *shown,
+            f'Press Adopt in the Atom Mixer, or delete its line "# dictionary {made_on}", to use them all the same; or '
+            "load the dictionary they were made on.",
+        ]
+    )
+
+
+def _why_not(line: Line, dictionary: SparseDictionary) -> str:
+    try:
+        line.selection.resolve(dictionary)
+    except AddressError as error:
+        return f"  ({error})"
+    return ""

@@ -1,0 +1,300 @@
+"""The Atom Mixer in the real front end."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from desk import MIXER, REPOSITORY, Desk
+from playwright.sync_api import expect
+
+from sparse_core.files import load_dictionary, save_dictionary
+from sparse_core.mixer import content_hash
+
+ROBOT = REPOSITORY / "sparse_core" / "demo" / "dictionaries" / "robot.safetensors"
+HASH = content_hash(load_dictionary(ROBOT))
+STRONGEST = "L15.o[14]"
+SECOND = "L15.o[12]"
+HOSTILE = '<img src=x onerror="window.hacked = 1; alert(1)">'
+
+pytestmark = pytest.mark.timeout(900)
+renderers = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+
+
+def changed(workflow: dict[str, Any], kind: str, *values: Any) -> dict[str, Any]:
+    """The workflow with other values in the widgets of one kind of node."""
+    other = copy.deepcopy(workflow)
+    for node in other["nodes"]:
+        if node["type"] == kind:
+            node["widgets_values"][: len(values)] = values
+    return other
+
+
+def lines(mixer: Desk) -> list[str]:
+    return mixer.text.splitlines()
+
+
+def open_with(mixer: Desk, workflow: dict[str, Any], mix: str = "", *, vue: bool = False) -> None:
+    mixer.open(vue=vue)
+    mixer.load(changed(workflow, MIXER, mix))
+    mixer.filled()
+
+
+@renderers
+def test_strips_write_lines_that_outlive_the_workflow_file(mixer: Desk, workflow: dict[str, Any], vue: bool) -> None:
+    open_with(mixer, workflow, vue=vue)
+    expect(mixer.panel.locator(".sa-said")).to_contain_text("1280 atoms")
+    mixer.strip(STRONGEST).locator(".sa-slider").fill("0.5")
+    mixer.strip(SECOND).locator(".sa-number").fill("-3")
+    mixer.strip(SECOND).locator(".sa-number").press("Enter")
+    mixer.strip(SECOND).locator(".sa-mute").check()
+    mixer.strip(STRONGEST).locator(".sa-solo").check()
+    mixer.panel.locator(".sa-density-slider").fill("25")
+    expected = [
+        f"# dictionary {HASH}",
+        f"{STRONGEST} = 0.5",
+        f"{SECOND} = -3",
+        f"mute {SECOND}",
+        f"solo {STRONGEST}",
+        "solo top:25%",
+    ]
+    assert lines(mixer) == expected
+    # The node sends what the panel wrote, and nothing of the panel.
+    prompt = mixer.page.evaluate("async () => (await app.graphToPrompt()).output")
+    (sent,) = (node["inputs"] for node in prompt.values() if node["class_type"] == MIXER)
+    assert sent.keys() == {"dictionary", "mix"} and sent["mix"].splitlines() == expected
+
+    saved = mixer.page.evaluate("app.graph.serialize()")
+    mixer.page.evaluate("app.graph.clear()")
+    mixer.load(saved)
+    mixer.filled()
+    assert lines(mixer) == expected
+    expect(mixer.strip(STRONGEST).locator(".sa-number")).to_have_value("0.5")
+    expect(mixer.strip(STRONGEST).locator(".sa-solo")).to_be_checked()
+    expect(mixer.strip(SECOND).locator(".sa-number")).to_have_value("-3")
+    expect(mixer.strip(SECOND).locator(".sa-mute")).to_be_checked()
+    expect(mixer.panel.locator(".sa-density .sa-number")).to_have_value("25")
+
+
+def test_undo_in_the_panel_is_not_undo_in_the_graph(mixer: Desk, workflow: dict[str, Any]) -> None:
+    open_with(mixer, workflow)
+    mixer.page.evaluate("window.before = app.graph.nodes.find(node => node.comfyClass === 'SparseAtoms_Mixer')")
+    slider = mixer.strip(STRONGEST).locator(".sa-slider")
+    slider.fill("0.5")
+    mixer.strip(STRONGEST).locator(".sa-mute").check()
+    mixer.strip(STRONGEST).locator(".sa-mute").press("Control+z")
+    assert lines(mixer)[1:] == [f"{STRONGEST} = 0.5"]
+    slider.press("Control+z")
+    assert lines(mixer) == []
+    slider.press("Control+y")
+    mixer.panel.get_by_role("button", name="Redo").click()
+    assert lines(mixer)[1:] == [f"{STRONGEST} = 0.5", f"mute {STRONGEST}"]
+    mixer.panel.get_by_role("button", name="Undo").press("Control+z")
+    mixer.page.wait_for_timeout(1000)
+    # The graph's undo loads the whole workflow anew.
+    assert mixer.page.evaluate("app.graph.nodes.includes(window.before)")
+    slider.dblclick()
+    assert lines(mixer)[1:] == []
+
+
+@renderers
+def test_the_keyboard_reaches_everything(mixer: Desk, workflow: dict[str, Any], vue: bool) -> None:
+    open_with(mixer, workflow, vue=vue)
+    keyboard = mixer.page.keyboard
+    nodes = mixer.page.evaluate("app.graph.nodes.length")
+    mixer.panel.locator(".sa-search").first.focus()
+    for _ in range(6):  # three ways to look at the list, the density and its number
+        keyboard.press("Tab")
+    keyboard.press("ArrowLeft")
+    keyboard.press("ArrowLeft")
+    keyboard.press("ArrowDown")
+    keyboard.press("Tab")
+    keyboard.press("Tab")
+    keyboard.press("Space")
+    keyboard.press("Tab")
+    keyboard.press("Enter")
+    assert lines(mixer)[1:] == [f"{STRONGEST} = 0.9", f"mute {SECOND}", f"solo {SECOND}"]
+    keyboard.press("ArrowUp")
+    for _ in range(3):
+        keyboard.press("Shift+Tab")
+    keyboard.press("Delete")
+    assert lines(mixer)[1:] == [f"mute {SECOND}", f"solo {SECOND}"]
+    for _ in range(30):
+        keyboard.press("PageDown")
+    focused = mixer.page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert focused.startswith("Weight of L") and STRONGEST not in focused
+    assert mixer.page.evaluate("app.graph.nodes.length") == nodes
+
+
+def test_lines_are_copied_and_pasted(mixer: Desk, workflow: dict[str, Any]) -> None:
+    open_with(mixer, workflow, f"{STRONGEST} = 0.5\ntop:8 *= 2\n")
+    expect(mixer.panel.locator(".sa-banner")).to_contain_text("top:8 *= 2")
+    mixer.panel.get_by_role("button", name="Copy").click()
+    expect(mixer.panel.locator(".sa-status")).to_have_text("2 lines copied.")
+    mixer.panel.get_by_role("button", name="Reset").click()
+    assert lines(mixer) == []
+    nodes = mixer.page.evaluate("app.graph.nodes.length")
+    mixer.strip(SECOND).locator(".sa-solo").press("Control+v")
+    expect(mixer.panel.locator(".sa-status")).to_have_text("2 lines pasted.")
+    assert lines(mixer)[-2:] == [f"{STRONGEST} = 0.5", "top:8 *= 2"]
+    mixer.page.evaluate(f"navigator.clipboard.writeText('# dictionary {'0' * 16}\\nL0.q[0] = 2')")
+    mixer.panel.get_by_role("button", name="Paste").click()
+    expect(mixer.panel.locator(".sa-status")).to_contain_text("another dictionary")
+    assert mixer.page.evaluate("app.graph.nodes.length") == nodes
+    assert "L0.q[0]" not in mixer.text
+
+
+def test_presets_are_kept_in_the_workflow(mixer: Desk, workflow: dict[str, Any]) -> None:
+    open_with(mixer, workflow, "solo top:25%\n")
+    mixer.panel.get_by_label("Name of a preset").fill('so"ft')
+    mixer.panel.get_by_role("button", name="Keep").click()
+    mixer.panel.get_by_role("button", name="Reset").click()
+    saved = mixer.page.evaluate("app.graph.serialize()")
+    mixer.load(saved)
+    mixer.filled()
+    mixer.panel.get_by_label("Name of a preset").fill('so"ft')
+    mixer.panel.get_by_role("button", name="Use").click()
+    assert lines(mixer) == ['# preset "so\\"ft" ["solo top:25%"]', "solo top:25%"]
+
+
+def test_search_sort_group_and_text(mixer: Desk, workflow: dict[str, Any]) -> None:
+    open_with(mixer, workflow, "mute L0.q[3]\n")
+    mixer.panel.locator(".sa-search").first.fill("l3.v[7")
+    expect(mixer.panel.locator(".sa-strip:not([hidden])")).to_have_count(1)
+    mixer.panel.locator(".sa-search").first.fill("")
+    mixer.panel.get_by_role("button", name="Show: all").click()
+    expect(mixer.panel.locator(".sa-strip:not([hidden])")).to_have_count(1)
+    mixer.panel.get_by_role("button", name="Group: none").click()
+    expect(mixer.panel.get_by_role("button", name="▾ Layer L0 (1)")).to_be_visible()
+    mixer.panel.get_by_role("button", name="▾ Layer L0 (1)").click()
+    expect(mixer.panel.locator(".sa-strip:not([hidden])")).to_have_count(1)
+    mixer.panel.get_by_role("button", name="Text").click()
+    area = mixer.page.locator("textarea").filter(visible=True).first
+    area.fill("mute L0.q[4]\n")
+    mixer.panel.get_by_role("button", name="▸ Layer L0 (1)").click()
+    expect(mixer.strip("L0.q[4]").locator(".sa-mute")).to_be_checked()
+
+
+def test_a_mix_of_another_dictionary_waits_for_adoption(mixer: Desk, workflow: dict[str, Any], base: Path) -> None:
+    folder = base / "models" / "sparse_dictionaries"
+    robot = load_dictionary(ROBOT)
+    smaller = replace(robot, sites={site: atoms[:8] for site, atoms in robot.sites.items()})
+    save_dictionary(smaller, folder / "smaller.safetensors")
+    mixer.open()
+    text = f"# dictionary {HASH}\n{STRONGEST} = 0.5\nL15.o[2] = 0.25\n"
+    mixer.load(changed(changed(workflow, "SparseAtoms_Load", "smaller.safetensors"), MIXER, text))
+    mixer.filled()
+    expect(mixer.panel.locator(".sa-banner")).to_contain_text("another dictionary")
+    expect(mixer.panel.locator(".sa-is-gone:not([hidden])")).to_have_count(1)
+    expect(mixer.strip("L15.o[2]").locator(".sa-slider")).to_be_disabled()
+    mixer.panel.get_by_role("button", name="Adopt").click()
+    assert lines(mixer) == [f"# dictionary {content_hash(smaller)}", "L15.o[2] = 0.25"]
+    expect(mixer.strip("L15.o[2]").locator(".sa-slider")).to_be_enabled()
+    mixer.panel.get_by_role("button", name="Undo").click()
+    assert mixer.text == text
+
+
+def test_hostile_metadata_does_nothing(mixer: Desk, workflow: dict[str, Any], base: Path) -> None:
+    folder = base / "models" / "sparse_dictionaries"
+    metadata = {
+        "labels": {STRONGEST: HOSTILE, SECOND: "</option><script>window.hacked = 1</script>"},
+        "thumbnails": {STRONGEST: 'x" onerror="window.hacked = 1', SECOND: "data:image/svg+xml;base64,PHN2Zz4="},
+        "modelspec.title": HOSTILE,
+        "modelspec.description": HOSTILE,
+    }
+    save_dictionary(replace(load_dictionary(ROBOT), metadata=metadata), folder / "hostile.safetensors")
+    mixer.open()
+    mixer.load(changed(workflow, "SparseAtoms_Load", "hostile.safetensors"))
+    mixer.filled()
+    expect(mixer.panel.locator(".sa-name").filter(has_text=HOSTILE)).to_be_visible()
+    mixer.panel.get_by_role("button", name="Group: none").click()
+    mixer.panel.get_by_role("button", name="Group: layer").click()
+    mixer.page.evaluate(
+        "app.graph.nodes.find(node => node.comfyClass === 'SparseAtoms_Load').widgets.find(w => w.name === 'browse').callback()"
+    )
+    expect(mixer.page.locator(".sa-card strong").filter(has_text=HOSTILE)).to_be_visible()
+    assert mixer.page.evaluate("window.hacked") is None
+    assert mixer.page.locator("img[src='x'], .sa-mixer script, .sa-browse script").count() == 0
+
+
+def test_a_dictionary_is_picked_by_its_picture(mixer: Desk, workflow: dict[str, Any], base: Path) -> None:
+    from PIL import Image
+
+    from sparse_core.training.metadata import data_uri
+
+    metadata = {"modelspec.title": "Red one", "modelspec.thumbnail": data_uri(Image.new("RGB", (64, 64), "red"))}
+    folder = base / "models" / "sparse_dictionaries" / "friends & more"
+    folder.mkdir(exist_ok=True)
+    save_dictionary(replace(load_dictionary(ROBOT), metadata=metadata), folder / "red.safetensors")
+    open_with(mixer, workflow)
+    mixer.page.evaluate(
+        "app.graph.nodes.find(node => node.comfyClass === 'SparseAtoms_Load').widgets.find(w => w.name === 'browse').callback()"
+    )
+    mixer.page.get_by_label("Search dictionaries").fill("RED one")
+    card = mixer.page.locator(".sa-card")
+    expect(card).to_have_count(1)
+    mixer.page.wait_for_function("document.querySelector('.sa-card img')?.naturalWidth === 64")
+    card.click()
+    picked = mixer.page.evaluate(
+        "app.graph.nodes.find(node => node.comfyClass === 'SparseAtoms_Load').widgets.find(w => w.name === 'name').value"
+    )
+    assert Path(picked) == Path("friends & more/red.safetensors")
+    expect(mixer.page.locator(".sa-browse")).to_have_count(0)
+
+
+@renderers
+def test_a_mixer_in_a_subgraph_keeps_its_atoms_and_lines(mixer: Desk, workflow: dict[str, Any], vue: bool) -> None:
+    open_with(mixer, workflow, f"{STRONGEST} = 0.5\n", vue=vue)
+    mixer.page.evaluate(
+        """kind => {
+            const mixer = app.graph.nodes.find(node => node.comfyClass === kind);
+            const { node } = app.graph.convertToSubgraph(new Set([mixer]));
+            app.canvas.openSubgraph(node.subgraph, node);
+        }""",
+        MIXER,
+    )
+    mixer.look()
+    mixer.filled()
+    mixer.strip(SECOND).locator(".sa-mute").check()
+    assert lines(mixer)[-2:] == [f"{STRONGEST} = 0.5", f"mute {SECOND}"]
+    prompt = mixer.page.evaluate("async () => (await app.graphToPrompt()).output")
+    (sent,) = (node["inputs"]["mix"] for node in prompt.values() if node["class_type"] == MIXER)
+    assert sent == mixer.text
+
+
+def test_a_run_fills_the_panel_and_the_picture_brings_the_strips_back(mixer: Desk, workflow: dict[str, Any]) -> None:
+    import numpy as np
+    from PIL import Image
+
+    quick = copy.deepcopy(workflow)
+    for node in quick["nodes"]:
+        if node["type"] == "KSampler":
+            node["widgets_values"][2] = 4
+    open_with(mixer, quick)
+    mixer.panel.locator(".sa-density-slider").fill("0")
+    expected = mixer.text
+    entry = mixer.run()
+    assert entry["status"]["status_str"] == "success"
+    told = next(output["sparse_atoms"][0] for output in entry["outputs"].values() if "sparse_atoms" in output)
+    assert told["hash"] == HASH and len(told["atoms"]) == 1280
+
+    (images,) = (output["images"] for output in entry["outputs"].values() if "images" in output)
+    files = [mixer.page.request.get(f"http://{mixer.address}/view", params=image).body() for image in images]
+    full, none = (np.asarray(Image.open(io.BytesIO(files[i])).convert("RGB")).astype(int) for i in (0, 2))
+    assert np.abs(full - none).mean() > 1, "the mixer changed nothing"
+
+    assert json.loads(Image.open(io.BytesIO(files[0])).info["workflow"])["nodes"]
+    mixer.page.evaluate("app.graph.clear()")
+    mixer.page.evaluate(
+        """bytes => app.handleFile(new File([new Uint8Array(bytes)], "robot.png", { type: "image/png" }))""",
+        list(files[0]),
+    )
+    mixer.look()
+    mixer.filled()
+    assert mixer.text == expected
+    expect(mixer.panel.locator(".sa-density .sa-number")).to_have_value("0")

@@ -1,0 +1,57 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { arrange, atomsOf, countOf, curve, following, inSight, ROW, SPARE } from "../../web/mixer/list.js";
+import { parse, strips } from "../../web/mixer/state.js";
+
+const atoms = atomsOf({
+  atoms: [
+    ["L10.v[0]", 0.6, "red roof", 1, 1, 0, "both"],
+    ["L2.q[3]", 0.3, "", 1, 0, 0, "both"],
+    ["L2.q[12]", 0.1, "wheel", 0.5, 0, 2, "positive"],
+  ],
+});
+const view = { query: "", sort: "importance", group: "none", show: "all", closed: new Set() };
+const shown = (changes, text = "", gone = []) =>
+  arrange(atoms, { ...view, ...changes }, strips(parse(text)), gone).map((row) => row.head ?? row.gone ?? row.atom.address);
+
+test("atoms are sorted as asked", () => {
+  assert.deepEqual(shown({}), ["L10.v[0]", "L2.q[3]", "L2.q[12]"]);
+  assert.deepEqual(shown({ sort: "address" }), ["L2.q[3]", "L2.q[12]", "L10.v[0]"]);
+  assert.deepEqual(shown({ sort: "label" }), ["L10.v[0]", "L2.q[12]", "L2.q[3]"]);
+  assert.deepEqual(shown({ sort: "weight" }, "L2.q[12] = 2"), ["L2.q[12]", "L10.v[0]", "L2.q[3]"]);
+});
+
+test("atoms are found by every word of label and address", () => {
+  assert.deepEqual(shown({ query: "ROOF l10" }), ["L10.v[0]"]);
+  assert.deepEqual(shown({ show: "changed" }, "mute L2.q[3]"), ["L2.q[3]"]);
+  assert.deepEqual(shown({ show: "top 25" }), shown({}));
+});
+
+test("atoms are grouped, and groups fold", () => {
+  assert.deepEqual(shown({ group: "layer" }), ["Layer L2", "L2.q[3]", "L2.q[12]", "Layer L10", "L10.v[0]"]);
+  assert.deepEqual(shown({ group: "layer", closed: new Set(["Layer L2"]) }), ["Layer L2", "Layer L10", "L10.v[0]"]);
+  assert.deepEqual(shown({ group: "label" }), ["No label", "L2.q[3]", "red roof", "L10.v[0]", "wheel", "L2.q[12]"]);
+});
+
+test("strips without an atom come first", () => {
+  assert.deepEqual(shown({ query: "roof" }, "", ["L9.o[1]"]), ["Not in this dictionary", "L9.o[1]", "L10.v[0]"]);
+});
+
+test("only rows in sight are drawn", () => {
+  assert.deepEqual(inSight(2000, 100 * ROW, 5 * ROW), [100 - SPARE, 105 + SPARE]);
+  assert.deepEqual(inSight(3, 0, 5 * ROW), [0, 3]);
+});
+
+test("a share keeps as many atoms as its address does", () => {
+  assert.deepEqual([countOf(25, 16), countOf(28, 25), countOf(0, 16), countOf(100, 16), countOf(0.1, 16)], [4, 7, 0, 16, 1]);
+});
+
+test("the curve is what the best atoms hold", () => {
+  assert.deepEqual(curve(atoms, 3).map((height) => Math.round(height * 10)), [0, 6, 9, 10]);
+  assert.deepEqual(curve([], 2), [0, 0, 0]);
+});
+
+test("choices go round", () => {
+  assert.equal(following(["a", "b"], "b"), "a");
+});

@@ -1,0 +1,52 @@
+/** Pick a dictionary by its picture. */
+
+import { button, make } from "./mixer/dom.js";
+
+/**
+ * Opens the dialog.
+ * @param api the front end's
+ * @param {string} current the name that is picked now
+ * @param {(name: string) => void} pick called with a file's name
+ */
+export async function browse(api, current, pick) {
+  const search = make("input", "sa-search", { type: "search", placeholder: "Search", "aria-label": "Search dictionaries" });
+  const grid = make("div", "sa-cards", {}, "Reading the files …");
+  const close = button("Close", "Close without picking", () => dialog.close());
+  const dialog = make("dialog", "sa-browse", { "aria-label": "Pick a dictionary" }, make("div", "sa-row", {}, search, close), grid);
+  dialog.addEventListener("close", () => dialog.remove());
+  dialog.addEventListener("keydown", (event) => event.stopPropagation());
+  document.body.append(dialog);
+  dialog.showModal();
+  const cards = await fetchCards(api, grid);
+  const show = () => {
+    const chosen = cards.filter((card) => matches(card, search.value));
+    grid.replaceChildren(...chosen.map((card) => cardOf(api, card, card.name === current, () => (pick(card.name), dialog.close()))));
+    if (!chosen.length) grid.textContent = "No dictionary is called so.";
+  };
+  search.addEventListener("input", show);
+  if (cards) show();
+  search.focus();
+}
+
+/** Whether every word of a query is in what a card says. */
+export function matches(card, query) {
+  const text = `${card.name} ${card.title} ${card.trigger} ${card.description}`.toLowerCase();
+  return query.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+}
+
+async function fetchCards(api, grid) {
+  const answer = await api.fetchApi("/sparse_atoms/dictionaries");
+  if (answer.ok) return answer.json();
+  grid.textContent = `The server does not say which dictionaries there are (${answer.status}). Restart ComfyUI.`;
+  return null;
+}
+
+function cardOf(api, card, current, press) {
+  const title = card.title || card.name;
+  const picture = card.thumbnail
+    ? make("img", "sa-picture", { alt: "", loading: "lazy", src: api.apiURL(`/sparse_atoms/thumbnail?name=${encodeURIComponent(card.name)}`) })
+    : make("span", "sa-picture sa-no-picture", { "aria-hidden": "true", textContent: title.slice(0, 1).toUpperCase() });
+  const texts = [make("strong", "", { textContent: title }), make("small", "", { textContent: card.name })];
+  const properties = { type: "button", title: card.description, onclick: press, "aria-pressed": String(current) };
+  return make("button", "sa-card", properties, picture, ...texts);
+}

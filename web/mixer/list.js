@@ -1,0 +1,94 @@
+/** Which rows a panel shows, in which order, and which of them are in sight. Pure. */
+
+export const ROW = 40;
+/** Rows drawn above and below those in sight, so that scrolling shows no gaps. */
+export const SPARE = 4;
+export const SORTS = ["importance", "address", "label", "weight"];
+export const GROUPS = ["none", "layer", "label"];
+export const SHOWS = ["all", "changed", "top 25", "top 100"];
+const GONE = "Not in this dictionary";
+
+/** The atoms of a server's answer as objects. */
+export function atomsOf(data) {
+  return data.atoms.map(([address, share, label, weight, masks, schedules, prompt], rank) => ({
+    address,
+    share,
+    label,
+    weight,
+    masks,
+    schedules,
+    prompt,
+    rank,
+    layer: Number(/^L(\d+)/.exec(address)?.[1] ?? -1),
+    thumbnail: data.thumbnails?.[address] ?? "",
+  }));
+}
+
+/** How many of `total` atoms a share keeps: rounded up, as the address `top:25%` does. */
+export function countOf(percent, total) {
+  return Math.ceil(Math.round(percent * total * 1e6) / 1e8);
+}
+
+/** How much of the importance the best 0, 1, 2 ... atoms hold, at `points` equal distances. */
+export function curve(atoms, points = 48) {
+  const whole = atoms.reduce((sum, atom) => sum + atom.share, 0) || 1;
+  const sums = [0];
+  for (const atom of atoms) sums.push(sums.at(-1) + atom.share / whole);
+  return Array.from({ length: points + 1 }, (_, i) => sums[Math.round((i / points) * atoms.length)]);
+}
+
+/**
+ * Rows from top to bottom: `{head, count}` or `{atom}`; `{gone}` for a strip that the dictionary has no atom for.
+ * @param view `{query, sort, group, show, closed: Set<string>}`
+ * @param state what `strips` gives
+ * @param gone addresses that have no atom
+ */
+export function arrange(atoms, view, state, gone = []) {
+  const lost = gone.length ? [{ head: GONE, count: gone.length }, ...gone.map((address) => ({ gone: address }))] : [];
+  const sorted = atoms.filter(matching(view, state)).sort(order(view.sort, state));
+  if (view.group === "none") return [...lost, ...sorted.map((atom) => ({ atom }))];
+  const groups = new Map();
+  for (const atom of sorted) {
+    const head = view.group === "layer" ? `Layer L${atom.layer}` : atom.label || "No label";
+    if (!groups.has(head)) groups.set(head, []);
+    groups.get(head).push(atom);
+  }
+  const heads = [...groups.keys()].sort(natural);
+  return [...lost, ...heads.flatMap((head) => rowsOf(head, groups.get(head), view.closed))];
+}
+
+/** First and last (excluded) row in sight, with some to spare. */
+export function inSight(rows, scrollTop, height) {
+  const first = Math.max(0, Math.floor(scrollTop / ROW) - SPARE);
+  return [first, Math.min(rows, Math.ceil((scrollTop + height) / ROW) + SPARE)];
+}
+
+/** The next of a list of choices, around the end. */
+export function following(choices, current) {
+  return choices[(choices.indexOf(current) + 1) % choices.length];
+}
+
+function rowsOf(head, atoms, closed) {
+  const heading = { head, count: atoms.length };
+  return closed.has(head) ? [heading] : [heading, ...atoms.map((atom) => ({ atom }))];
+}
+
+function matching({ query, show }, state) {
+  const words = query.toLowerCase().split(/\s+/).filter(Boolean);
+  const most = show.startsWith("top ") ? Number(show.slice(4)) : Infinity;
+  const changed = ({ address }) => state.weights.has(address) || state.muted.has(address) || state.solo.has(address);
+  return (atom) => {
+    const text = `${atom.address} ${atom.label}`.toLowerCase();
+    return atom.rank < most && words.every((word) => text.includes(word)) && (show !== "changed" || changed(atom));
+  };
+}
+
+function order(sort, state) {
+  const weight = (atom) => state.weights.get(atom.address) ?? atom.weight;
+  if (sort === "address") return (a, b) => natural(a.address, b.address);
+  if (sort === "label") return (a, b) => !a.label - !b.label || natural(a.label, b.label) || a.rank - b.rank;
+  if (sort === "weight") return (a, b) => weight(b) - weight(a) || a.rank - b.rank;
+  return (a, b) => a.rank - b.rank;
+}
+
+const { compare: natural } = new Intl.Collator("en", { numeric: true });

@@ -1,0 +1,293 @@
+/** The mixing desk: what stands around the list, and what turning a knob does to the mix. */
+
+import { copyText, pasteText } from "./clipboard.js";
+import { Density } from "./density.js";
+import { button, make } from "./dom.js";
+import { arrange, atomsOf, countOf, following, GROUPS, SHOWS, SORTS } from "./list.js";
+import { Rows } from "./rows.js";
+import * as mixes from "./state.js";
+
+const WAITING = "Run once, or connect a Load node, to see the atoms.";
+let panels = 0;
+
+export class Panel {
+  /**
+   * @param {{write(text: string): void, showText(): void}} host the node's side: keeps a text; shows or hides its text box
+   * @param {string} text the mix as the node has it
+   */
+  constructor(host, text = "") {
+    this.host = host;
+    this.atoms = [];
+    this.hash = "";
+    this.known = new Set();
+    this.view = { query: "", sort: SORTS[0], group: GROUPS[0], show: SHOWS[0], closed: new Set() };
+    this.history = new mixes.History(text);
+    this.text = text;
+    this.mix = mixes.parse(text);
+    this.build();
+    this.density.setAtoms([]);
+    this.refresh();
+  }
+
+  // ------------------------------------------------------------------------------------------------ from the node
+
+  /** Takes the text as the node has it now, such as after loading a workflow. */
+  read(text) {
+    if (text === this.text) return;
+    this.take(text);
+    this.history.push(text);
+    this.refresh();
+  }
+
+  /** Takes a text that another workflow brought: there is nothing to undo to. */
+  load(text) {
+    this.take(text);
+    this.history.reset(text);
+    this.refresh();
+  }
+
+  /** Takes what the server says of the atoms. */
+  setAtoms(data) {
+    this.problem = "";
+    this.atoms = atomsOf(data);
+    this.hash = data.hash;
+    this.known = new Set(this.atoms.map((atom) => atom.address));
+    this.density.setAtoms(this.atoms);
+    this.refresh();
+  }
+
+  /** Shows why the node could not run, or why there are no atoms. */
+  fail(message) {
+    this.problem = message;
+    this.refresh();
+  }
+
+  dispose() {
+    this.rows.dispose();
+  }
+
+  // ---------------------------------------------------------------------------------------------------- the mix
+
+  /** Makes a new mix the node's text. */
+  change(mix) {
+    const numbered = mix.lines.some((line) => line.address || line.addresses);
+    const made = !mix.hash && this.hash && numbered ? { ...mix, hash: this.hash } : mix;
+    this.write(mixes.format(made));
+    this.history.push(this.text);
+  }
+
+  write(text) {
+    this.take(text);
+    this.host.write(text);
+    this.refresh();
+  }
+
+  take(text) {
+    this.text = text;
+    this.mix = mixes.parse(text);
+  }
+
+  undo(by) {
+    const text = this.history.step(by);
+    if (text === undefined) this.say(by < 0 ? "There is nothing to undo." : "There is nothing to redo.");
+    else this.write(text);
+  }
+
+  adopt() {
+    const before = mixes.named(this.mix).size;
+    const adopted = this.known.size
+      ? mixes.adopt(this.mix, this.hash, this.known)
+      : { ...this.mix, hash: "" }; // which atoms there are only the next run tells
+    this.problem = "";
+    this.change(adopted);
+    const lost = before - mixes.named(adopted).size;
+    this.say(lost ? `${lost} strips had no atom here and are gone. Undo brings them back.` : "The strips now belong to this dictionary.");
+  }
+
+  async copy() {
+    const done = await copyText(mixes.copied(this.mix));
+    this.say(done ? `${this.mix.lines.length} lines copied.` : "The browser does not allow copying. Use Text.");
+  }
+
+  async paste() {
+    const text = await pasteText();
+    if (text === null) this.say("The browser does not allow pasting by a button. Press Ctrl+V here.");
+    else this.pasteLines(text);
+  }
+
+  pasteLines(text) {
+    const pasted = mixes.parse(text);
+    if (!pasted.lines.length) this.say("The clipboard holds no lines such as L3.v[7] = 0.5.");
+    else if (this.stale()) this.say("Adopt the dictionary before you change its strips.");
+    else if (mixes.isStale(pasted, this.hash)) this.say("These lines were copied from another dictionary, whose atoms draw something else.");
+    else {
+      this.change(mixes.paste(this.mix, text));
+      this.say(`${pasted.lines.length} lines pasted.`);
+    }
+  }
+
+  preset(verb) {
+    const name = this.name.value.trim();
+    const exists = Object.hasOwn(this.mix.presets, name);
+    if (!name) this.say("Write the preset's name first.");
+    else if (verb !== "savePreset" && !exists) this.say(`There is no preset “${name}”.`);
+    else if (verb === "usePreset" && this.stale()) this.say("Adopt the dictionary before you change its strips.");
+    else {
+      this.change(mixes[verb](this.mix, name));
+      this.say({ savePreset: "Kept in the workflow", usePreset: "In use", dropPreset: "Forgotten" }[verb] + `: ${name}.`);
+    }
+  }
+
+  // ---------------------------------------------------------------------------------------------------- showing
+
+  stale() {
+    return mixes.isStale(this.mix, this.hash);
+  }
+
+  refresh() {
+    const [state, stale] = [mixes.strips(this.mix), this.stale()];
+    this.rows.show(arrange(this.atoms, this.view, state, this.gone()), {
+      state,
+      stale,
+      cut: countOf(state.percent, this.atoms.length),
+      largest: this.atoms[0]?.share || 1,
+      closed: this.view.closed,
+    });
+    this.density.show(state.percent, stale);
+    this.names.replaceChildren(...Object.keys(this.mix.presets).map((name) => make("option", "", { value: name })));
+    this.warn(stale, state.others);
+    this.clear.disabled = stale;
+    this.sort.value = `Sort: ${this.view.sort}`;
+    this.group.value = `Group: ${this.view.group}`;
+    this.only.value = `Show: ${this.view.show}`;
+  }
+
+  gone() {
+    return this.known.size ? [...mixes.named(this.mix)].filter((address) => !this.known.has(address)) : [];
+  }
+
+  warn(stale, others) {
+    const own = others.length === 1 ? "1 line of your own acts too" : `${others.length} lines of your own act too`;
+    const message = stale
+      ? "These strips were set on another dictionary. Its atoms draw something else, so nothing runs until you adopt this one."
+      : this.problem || (this.atoms.length ? (others.length ? `${own}: ${others.join("; ")}` : "") : WAITING);
+    this.banner.hidden = !message;
+    this.banner.classList.toggle("sa-is-bad", Boolean(stale || this.problem));
+    this.message.textContent = message;
+    this.adopts.hidden = !stale && !(this.problem && this.mix.hash && !this.known.size);
+  }
+
+  say(text) {
+    this.status.textContent = text;
+  }
+
+  turn(key, choices) {
+    this.view[key] = following(choices, this.view[key]);
+    this.rows.element.scrollTop = 0;
+    this.refresh();
+  }
+
+  // --------------------------------------------------------------------------------------------------- building
+
+  build() {
+    const list = `sa-presets-${panels++}`;
+    this.rows = new Rows({
+      weigh: (address, value) => this.change(mixes.setWeight(this.mix, address, value)),
+      preview: () => this.say(""),
+      mute: (address, on) => this.change(mixes.setMuted(this.mix, address, on)),
+      solo: (address, on) => this.change(mixes.setSolo(this.mix, address, on)),
+      fold: (head) => this.fold(head),
+    });
+    this.density = new Density((percent) => this.change(mixes.setPercent(this.mix, Math.min(100, Math.max(0, percent)))));
+    this.search = make("input", "sa-search", { type: "search", placeholder: "Search labels and addresses", "aria-label": "Search atoms" });
+    this.search.addEventListener("input", () => this.find());
+    this.sort = button("", "Another order", () => this.turn("sort", SORTS));
+    this.group = button("", "Together by layer or by label", () => this.turn("group", GROUPS));
+    this.only = button("", "All strips, those you changed, or the most important", () => this.turn("show", SHOWS));
+    this.message = make("span");
+    this.adopts = button("Adopt", "Use the strips on this dictionary all the same", () => this.adopt());
+    this.banner = make("div", "sa-banner", { role: "alert" }, this.message, this.adopts);
+    this.clear = button("Reset", "All strips as they come in; presets stay", () => this.change(mixes.clear(this.mix)));
+    this.names = make("datalist", "", { id: list });
+    this.name = make("input", "sa-search", { type: "text", placeholder: "Preset", list, "aria-label": "Name of a preset" });
+    this.status = make("span", "sa-status", { role: "status" });
+    this.element = make("div", "sa-mixer", { role: "group", "aria-label": "Atom Mixer" }, ...this.layout());
+    this.listen();
+  }
+
+  layout() {
+    return [
+      make("div", "sa-row", {}, this.search, this.sort, this.group, this.only),
+      this.density.element,
+      this.banner,
+      this.rows.element,
+      make(
+        "div",
+        "sa-row",
+        {},
+        button("Undo", "Undo (Ctrl+Z in the panel)", () => this.undo(-1)),
+        button("Redo", "Redo (Ctrl+Y in the panel)", () => this.undo(1)),
+        button("Copy", "Copy the strips as lines (Ctrl+C)", () => this.copy()),
+        button("Paste", "Paste lines on top (Ctrl+V)", () => this.paste()),
+        this.clear,
+        button("Text", "Show or hide the lines that the strips write", () => this.host.showText()),
+      ),
+      make(
+        "div",
+        "sa-row",
+        {},
+        this.name,
+        this.names,
+        button("Use", "Use this preset", () => this.preset("usePreset")),
+        button("Keep", "Keep the strips as they are under this name, in the workflow", () => this.preset("savePreset")),
+        button("Forget", "Forget this preset", () => this.preset("dropPreset")),
+      ),
+      this.status,
+    ];
+  }
+
+  find() {
+    this.view.query = this.search.value;
+    this.rows.element.scrollTop = 0;
+    this.refresh();
+  }
+
+  fold(head) {
+    if (!this.view.closed.delete(head)) this.view.closed.add(head);
+    this.refresh();
+  }
+
+  listen() {
+    const writes = (target) => ["search", "text", "number"].includes(target.type);
+    this.element.addEventListener("keydown", (event) => this.press(event, writes(event.target)));
+    // The graph would move, be selected or be pasted into.
+    for (const type of ["keyup", "pointerdown", "mousedown", "dblclick", "contextmenu"]) {
+      this.element.addEventListener(type, (event) => event.stopPropagation());
+    }
+    for (const type of ["copy", "cut", "paste"]) {
+      this.element.addEventListener(type, (event) => this.useClipboard(event, writes(event.target)));
+    }
+  }
+
+  press(event, writing) {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return; // the front end's Run
+    event.stopPropagation();
+    if (!(event.ctrlKey || event.metaKey) || event.altKey) return;
+    const key = event.key.toLowerCase();
+    const step = key === "y" || (key === "z" && event.shiftKey) ? 1 : key === "z" ? -1 : 0;
+    if (!step || (writing && event.target.type !== "number")) return;
+    event.preventDefault();
+    this.undo(step);
+  }
+
+  useClipboard(event, writing) {
+    event.stopPropagation();
+    if (writing || event.type === "cut") return;
+    event.preventDefault();
+    if (event.type === "paste") this.pasteLines(event.clipboardData.getData("text/plain"));
+    else {
+      event.clipboardData.setData("text/plain", mixes.copied(this.mix));
+      this.say(`${this.mix.lines.length} lines copied.`);
+    }
+  }
+}

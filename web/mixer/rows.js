@@ -1,0 +1,104 @@
+/** The scrolling list: a few strips stand for thousands of rows. */
+
+import { make } from "./dom.js";
+import { inSight, ROW, SPARE } from "./list.js";
+import { Strip } from "./strip.js";
+
+export class Rows {
+  /** @param on what turning a knob does, see Strip */
+  constructor(on) {
+    this.on = on;
+    this.rows = [];
+    this.strips = [];
+    this.current = 0;
+    this.knob = 0;
+    this.space = make("div", "sa-space", { role: "list", "aria-label": "Atoms" });
+    this.element = make("div", "sa-list", { tabIndex: -1 }, this.space);
+    this.element.dataset.captureWheel = "true"; // or the wheel zooms the graph
+    this.element.addEventListener("scroll", () => this.draw());
+    this.element.addEventListener("focusin", (event) => this.remember(event.target));
+    this.element.addEventListener("keydown", (event) => this.press(event));
+    this.observer = new ResizeObserver(() => this.draw());
+    this.observer.observe(this.element);
+  }
+
+  /** Shows rows. @param now what strips have to know of the mix */
+  show(rows, now) {
+    this.rows = rows;
+    this.now = { ...now, rows: rows.length };
+    this.current = Math.min(this.current, Math.max(0, rows.length - 1));
+    this.space.style.height = `${rows.length * ROW}px`;
+    this.draw();
+  }
+
+  /** Puts the strips where the rows in sight are. */
+  draw() {
+    if (!this.now) return;
+    const height = this.element.clientHeight;
+    const [first, last] = inSight(this.rows.length, this.element.scrollTop, height);
+    const needed = Math.ceil(height / ROW) + 2 * SPARE + 2;
+    while (this.strips.length < needed) this.add();
+    const slots = this.strips.length;
+    const taken = new Set();
+    for (let i = first; i < last; i++) {
+      const strip = this.strips[i % slots];
+      if (strip.index !== i && strip.element.contains(document.activeElement)) document.activeElement.blur();
+      taken.add(strip);
+      strip.element.hidden = false;
+      strip.element.style.transform = `translateY(${i * ROW}px)`;
+      strip.show(this.rows[i], i, this.now);
+      strip.reachable(i === this.current);
+    }
+    for (const strip of this.strips) if (!taken.has(strip)) strip.element.hidden = true;
+    // Tab has to get into the list even where the row it was in has scrolled away.
+    if (!taken.has(this.stripAt(this.current)) && first < last) this.stripAt(first).reachable(true);
+  }
+
+  /** Moves the focus to a row, scrolling it into sight. */
+  focus(index) {
+    if (!this.rows.length) return;
+    this.current = Math.max(0, Math.min(this.rows.length - 1, index));
+    const [top, height] = [this.current * ROW, this.element.clientHeight];
+    const { scrollTop } = this.element;
+    if (top < scrollTop) this.element.scrollTop = top;
+    else if (top + ROW > scrollTop + height) this.element.scrollTop = top + ROW - height;
+    this.draw();
+    const { knobs } = this.stripAt(this.current);
+    knobs[Math.min(this.knob, knobs.length - 1)].focus({ preventScroll: true });
+  }
+
+  dispose() {
+    this.observer.disconnect();
+  }
+
+  add() {
+    const strip = new Strip(this.on);
+    this.strips.push(strip);
+    this.space.append(strip.element);
+  }
+
+  stripAt(index) {
+    return this.strips[index % this.strips.length];
+  }
+
+  remember(target) {
+    const strip = this.strips.find((one) => one.element.contains(target));
+    if (!strip) return;
+    this.knob = strip.row.head ? this.knob : strip.knobs.indexOf(target);
+    this.current = strip.index;
+    for (const one of this.strips) one.reachable(one === strip);
+  }
+
+  press(event) {
+    const page = Math.max(1, Math.floor(this.element.clientHeight / ROW) - 1);
+    const typing = event.target.type === "number";
+    const step = { PageUp: -page, PageDown: page, ...(typing ? {} : { ArrowUp: -1, ArrowDown: 1 }) }[event.key];
+    if (step && !event.ctrlKey && !event.metaKey) {
+      event.preventDefault();
+      this.focus(this.current + step);
+    } else if (event.key === "Enter" && event.target.type === "checkbox") event.target.click();
+    else if ((event.key === "Delete" || event.key === "Backspace") && event.target.type === "range") {
+      this.on.weigh(this.stripAt(this.current).address, null);
+    }
+  }
+}

@@ -1,0 +1,49 @@
+/** Where the atoms of a mixer come from: the file that the Load node at the head of its chain names. */
+
+const TYPE = "SPARSE_DICTIONARY";
+const INSIDE = -10; // origin of links that enter a subgraph
+const LONGEST_CHAIN = 100;
+
+/** The file's name, or null where the chain doesn't begin at a Load node. @param root the whole workflow's graph */
+export function fileOf(node, root) {
+  for (let step = 0; node && step < LONGEST_CHAIN; step++) {
+    if (node.comfyClass === "SparseAtoms_Load") {
+      const linked = node.inputs?.some((input) => input.name === "name" && input.link != null);
+      return linked ? null : (node.widgets?.find((widget) => widget.name === "name")?.value ?? null);
+    }
+    const input = node.inputs?.find((one) => one.type === TYPE || one.type === "*");
+    node = originOf(node.graph, input?.link, root);
+  }
+  return null;
+}
+
+/** What the server says of a file's atoms. @param api the front end's */
+export async function fetchAtoms(api, name) {
+  const answer = await api.fetchApi(`/sparse_atoms/atoms?name=${encodeURIComponent(name)}`);
+  const data = await answer.json();
+  if (!answer.ok) throw new Error(data.error);
+  return data;
+}
+
+function originOf(graph, link, root) {
+  const found = link == null ? null : graph?.getLink?.(link);
+  if (!found) return null;
+  if (found.origin_id === INSIDE) {
+    const holder = holderOf(graph, root);
+    return originOf(holder?.graph, holder?.inputs[found.origin_slot]?.link, root);
+  }
+  const origin = graph.getNodeById(found.origin_id);
+  if (!origin?.subgraph) return origin;
+  const inner = origin.subgraph.outputs[found.origin_slot]?.linkIds?.[0];
+  return originOf(origin.subgraph, inner, root);
+}
+
+/** The node that stands for a subgraph. */
+function holderOf(subgraph, graph) {
+  for (const node of graph?.nodes ?? []) {
+    if (node.subgraph === subgraph) return node;
+    const inside = node.subgraph && holderOf(subgraph, node.subgraph);
+    if (inside) return inside;
+  }
+  return null;
+}
