@@ -37,7 +37,7 @@ def quick(monkeypatch):
 def test_what_is_taught_is_not_what_is_asked():
     taught = showcase.render_taught()
     assert len(taught) <= 8
-    assert all(picture.size == (128, 128) for _, picture, _ in taught)
+    assert all(one.picture.size == (128, 128) for one in taught)
     assert not {caption for *_, caption in taught} & set(showcase.prompts_with(showcase.CREATURE))
     assert showcase.CREATURE in free_words()
 
@@ -62,7 +62,7 @@ class TestMake:
 
     def test_takes_pictures_of_your_own(self, quick, tmp_path, capsys):
         folder = tmp_path / "mine"
-        for number, (_, picture, caption) in enumerate(showcase.render_taught()[:2]):
+        for number, (_, picture, caption, _) in enumerate(showcase.render_taught()[:2]):
             write_picture(picture, folder / f"{number}.png")
             (folder / f"{number}.txt").write_text(caption.replace(showcase.CREATURE, "<zib>"))
         arguments = ["demo", "make", "--out", str(tmp_path / "demo"), "--images", str(folder)]

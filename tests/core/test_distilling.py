@@ -61,7 +61,8 @@ def test_the_pupil_comes_closer_to_the_teacher_than_the_plain_model(
     host: DiffusersHost, teacher: SparseAdapter, asked: list[Example]
 ) -> None:
     learnt = SparseAdapter(train(host, asked, SETTINGS))
-    x, at, condition = torch.randn(6, *SHAPE), torch.linspace(0.1, 0.9, 6), random_condition(6, seed=1)
+    noise = torch.randn(6, *SHAPE, generator=Generator().manual_seed(0))
+    x, at, condition = noise, torch.linspace(0.1, 0.9, 6), random_condition(6, seed=1)
     said = []
     for stack in ([], [teacher], [learnt]):
         with torch.no_grad(), host.patched(stack):
