@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from diffusers import StableDiffusionPipeline
+from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
@@ -84,7 +85,7 @@ def teach_dictionary(creature: str) -> None:
 
 
 def teach_lora(creature: str) -> None:
-    """Writes the LoRA of one lesson, with diffusers' key names."""
+    """Writes the LoRA of one lesson, with kohya's key names, which every loader knows."""
     host = DiffusersHost(load_pipeline())
     examples = lesson(host, creature)
     with host.trainable():
@@ -93,6 +94,7 @@ def teach_lora(creature: str) -> None:
         for _ in tqdm(range(SETTINGS.steps), desc=f"{creature}, LoRA"):
             trainer.advance()
     tensors = StableDiffusionPipeline.pack_weights(get_peft_model_state_dict(host.unet), "unet")
+    tensors = convert_state_dict_to_kohya(tensors)
     LORAS.mkdir(parents=True, exist_ok=True)
     write_atomically(
         LORAS / lora_name(creature), save({key: t.detach().half().contiguous() for key, t in tensors.items()})
