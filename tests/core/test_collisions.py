@@ -62,7 +62,9 @@ def test_the_numbers_are_those_of_counting(host: DiffusersHost) -> None:
     both = SparseAdapter(combine([one, other], merge_above=1))
     with host.patched([both]):
         examples = prior_examples(host, prompts, random_condition(1, seed=3), SHAPE, count=2)
-    observe(host, both, examples, lambda site, atoms, x, z, y, moment: seen.setdefault(site, []).append(z.flatten(0, 1)))
+    observe(
+        host, both, examples, lambda site, atoms, x, z, y, moment: seen.setdefault(site, []).append(z.flatten(0, 1))
+    )
     result = collisions(host, one, other, prompts, random_condition(1, seed=3), SHAPE, pictures=2)
     site = Site(0, "v")
     z = torch.cat(seen[site])
