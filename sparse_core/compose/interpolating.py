@@ -16,8 +16,8 @@ from .baking import acting, address, bake, title_of
 from .provenance import joined_metadata, source_record
 
 ALIGNED = 0.6
-"""The least mean cosine of a site's encoders at which two dictionaries count as one lineage: stages of one training have
-0.9 and more, two trainings with other pictures from one seed 0.4 on average and 0.2 at some sites."""
+"""The least mean cosine of a site's encoders at which two dictionaries count as one lineage. Two trainings with other
+pictures from one seed have 0.4 on average."""
 
 
 def interpolate(one: SparseAdapter, other: SparseAdapter, t: float) -> SparseDictionary:
