@@ -111,10 +111,10 @@ class Desk:
 
     def look(self) -> None:
         """Brings the mixer into sight at full size."""
-        self.page.wait_for_function(f"app.graph.nodes.some(node => node.comfyClass === '{MIXER}')")
+        self.page.wait_for_function(f"app.canvas.graph.nodes.some(node => node.comfyClass === '{MIXER}')")
         self.page.evaluate(
             """kind => {
-                const node = app.graph.nodes.find(node => node.comfyClass === kind);
+                const node = app.canvas.graph.nodes.find(node => node.comfyClass === kind);
                 app.canvas.ds.scale = 1;
                 app.canvas.ds.offset = [140 - node.pos[0], 140 - node.pos[1]];
                 app.canvas.setDirty(true, true);
@@ -148,7 +148,7 @@ class Desk:
 
     def filled(self) -> None:
         """Waits until the atoms are there."""
-        self.panel.locator(".sa-strip:not([hidden]) .sa-slider").first.wait_for()
+        self.panel.locator(".sa-slider").filter(visible=True).first.wait_for()
 
     def run(self, seconds: float = 200) -> dict[str, Any]:
         """Presses Run and waits for the prompt's end; gives its entry in the history."""

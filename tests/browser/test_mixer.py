@@ -174,8 +174,7 @@ def test_search_sort_group_and_text(mixer: Desk, workflow: dict[str, Any]) -> No
     mixer.panel.get_by_role("button", name="▾ Layer L0 (1)").click()
     expect(mixer.panel.locator(".sa-strip:not([hidden])")).to_have_count(1)
     mixer.panel.get_by_role("button", name="Text").click()
-    area = mixer.page.locator("textarea").filter(visible=True).first
-    area.fill("mute L0.q[4]\n")
+    mixer.page.get_by_role("textbox", name="mix").fill("mute L0.q[4]\n")
     mixer.panel.get_by_role("button", name="▸ Layer L0 (1)").click()
     expect(mixer.strip("L0.q[4]").locator(".sa-mute")).to_be_checked()
 
