@@ -25,15 +25,14 @@ from ..cells import Cells
 from ..machine import versions
 from . import report
 from .concepts import CONCEPTS, HALVES, STYLES_OF_HALF, Task, sprite_files, tasks
-from .methods import Method, Point
-from .presets import CONTROLS, METHODS, OURS, density_points, named
+from .methods import Method
+from .presets import CONTROLS, METHODS, OURS, named, points
 from .rounds import ROUNDS
 from .summary import gain_kept, looks, summary
 from .table import Keys, Setup, Unit, fill
 from .tuning import grid, search
 
 HERE = Path(__file__).parent
-DENSITIES = (0.5, 0.25, 0.1)
 TUNED_ON = 2
 """Development concepts that the tuning looks at."""
 
@@ -58,7 +57,7 @@ WHOLE = Tier(
     methods=tuple(METHODS),
     controls=tuple(CONTROLS),
     seeds=(0, 1),
-    strengths=(0.5, 0.75, 1.0, 1.25),
+    strengths=(0.5, 0.75, 1.0, 1.25, 1.5),
     prompts=40,
     unrelated=30,
 )
@@ -85,13 +84,12 @@ def choose_tasks(tier: Tier, sprites: Path | None) -> list[Task]:
 def units(chosen: Sequence[Task], tier: Tier, methods: Sequence[Method], controls: Sequence[Method]) -> list[Unit]:
     """All work, so ordered that a table of all methods is there early and gets more certain. Controls are tried on the
     development half with one seed."""
-    strengths = tuple(Point(strength) for strength in tier.strengths)
     made = []
     for seed in tier.seeds:
         for task in chosen:
-            made += [Unit(task, seed, m, (*strengths, *density_points(m, DENSITIES))) for m in methods]
+            made += [Unit(task, seed, method, points(method, tier.strengths)) for method in methods]
             if task.half == "dev" and seed == tier.seeds[0]:
-                made += [Unit(task, seed, method, strengths) for method in controls]
+                made += [Unit(task, seed, method, points(method, tier.strengths)) for method in controls]
     return made
 
 

@@ -77,7 +77,7 @@ class Taught(NamedTuple):
 
 
 def _acts(name: str) -> bool:
-    return not name.endswith(".importance")
+    return not name.endswith((".importance", ".elsewhere"))
 
 
 # ---------------------------------------------------------------------------------------------------------- setting up
@@ -140,13 +140,15 @@ def new_learner(host: PromptedHost, method: Method, seed: int) -> WordLearner:
     return WordLearner(learner, host.embedding(WORD), method.word_rate)
 
 
-def keep(host: PromptedHost, learner: WordLearner, lessons: list[Example], seed: int) -> Taught:
+def keep(host: PromptedHost, learner: WordLearner, lessons: list[Example], prior: list[Example], seed: int) -> Taught:
     """What is to be kept of a trained learner."""
     word = {WordLearner.NAME: learner.row.detach().clone()}
     if isinstance(learner.method, DictionaryLearner):
         with host.spoken(WORD, learner.row):
-            measured = measure(host, learner.method.snapshot(), lessons, seed=seed)
-        dictionary = with_importance(learner.method.snapshot(), measured)
+            measured, elsewhere = (
+                measure(host, learner.method.snapshot(), some, seed=seed) for some in (lessons, prior)
+            )
+        dictionary = with_importance(learner.method.snapshot(), measured, elsewhere)
         return Taught({**_flat(dictionary), **word}, measured.active_share())
     return Taught({**{name: tensor.detach().clone() for name, tensor in learner.method.parameters().items()}, **word})
 

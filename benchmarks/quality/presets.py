@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sparse_core.training import TrainingSettings
 
 from .methods import Method, Point
 
 OURS = "sparse dictionary"
+DENSITIES = (0.5, 0.25, 0.1)
+STRONG = 1.5
+"""What is left of a dictionary can be turned up."""
 
 
 def peer(name: str, family: str, rate: float, size: float = 1.0) -> Method:
@@ -60,9 +65,16 @@ def named(names: list[str]) -> list[Method]:
     return [known[name] for name in full]
 
 
-def density_points(method: Method, densities: tuple[float, ...]) -> list[Point]:
-    """Where the density slider is tried: with random removal for comparison, and as the SVD cut of a LoRA."""
-    below = [density for density in densities if density < 1]
-    if method.name == OURS:
-        return [Point(1.0, density, by) for density in below for by in ("importance", "random")]
-    return [Point(1.0, density) for density in below] if method.name == "LoRA" else []
+def points(method: Method, strengths: Sequence[float], random: bool = True) -> tuple[Point, ...]:
+    """Where a method is looked at: along its strength slider, and along the density slider where it has one, at full
+    strength and beyond. A LoRA gets as many, as it can be cut by its singular values.
+
+    :param random: whether removal at random is tried too, for comparison.
+    """
+    along = [Point(strength) for strength in strengths]
+    if method.family == "dictionary" or method.name == "LoRA":
+        along += [Point(1.0, density) for density in DENSITIES]
+        along += [Point(STRONG, density) for density in DENSITIES[1:]]
+    if method.name == OURS and random:
+        along += [Point(1.0, density, "random") for density in DENSITIES]
+    return tuple(along)

@@ -31,32 +31,41 @@ def peer(name: str, rate: float, steps: int | None = None) -> Method:
 
 
 ROUNDS = {
+    "sparsity": Round(
+        "A stronger group term empties atoms that only carry noise: pruning helps, so should never growing them.",
+        [ours(sparsity=weight) for weight in (1e-3, 3e-3, 1e-2)],
+    ),
+    "selective": Round(
+        "Silence at prior prompts lowers drift and leaves the likeness.",
+        [ours(selective=weight) for weight in (1e-3, 1e-2)],
+    ),
+    "average": Round(
+        "A running mean of the weights averages out the noise of small gradients.",
+        [ours(ema=0.98), ours(ema=0.98, learning_rate=8e-3)],
+    ),
     "rates": Round(
         "Encoders that learn more slowly than directions hold on to fewer of the pictures' other features.",
-        [
-            ours(learning_rate=rate, encoder_rate=share)
-            for rate, share in ((2e-3, 1.0), (4e-3, 0.33), (8e-3, 0.33), (8e-3, 0.1), (6e-3, 0.33))
-        ],
+        [ours(learning_rate=rate, encoder_rate=share) for rate, share in ((8e-3, 0.33), (8e-3, 1.0))],
     ),
     "threshold": Round(
         "Other thresholds trade likeness for text at a better rate.",
         [ours(threshold=threshold) for threshold in (1.0, 1.5, 2.5)],
     ),
-    "selective": Round(
-        "Silence at prior prompts lowers drift and leaves the likeness.",
-        [ours(selective=weight) for weight in (1e-4, 1e-3, 1e-2)],
-    ),
     "steps": Round(
         "The weak side, likeness, wants more steps.",
-        [ours(steps=steps) for steps in (600, 800)] + [ours(steps=800, learning_rate=2e-3)],
+        [ours(steps=800), ours(steps=800, learning_rate=2e-3)],
+    ),
+    "sites": Round(
+        "Cross-attention alone moves less of what is not the concept; more atoms there are better spent.",
+        [ours(attentions=("attn2",), atoms=32), ours(attentions=("attn1",), atoms=32), ours(atoms=32)],
     ),
     "word": Round(
         "Slower words leave more to the atoms, which are the sparse part.",
-        [replace(METHODS[OURS], word_rate=rate) for rate in (1e-3, 3e-3, 3e-2)],
+        [replace(METHODS[OURS], word_rate=rate) for rate in (1e-3, 3e-2)],
     ),
     "peers": Round(
         "The peers' settings are not their best.",
-        [peer("LoRA", rate, steps) for rate in (1e-3, 2e-3, 4e-3) for steps in (400, 800)]
-        + [peer("Adapter", rate) for rate in (1e-3, 4e-3)],
+        [peer("LoRA", rate, steps) for rate, steps in ((1e-3, 400), (4e-3, 400), (2e-3, 800))]
+        + [peer("Adapter", rate, steps) for rate, steps in ((1e-3, 400), (4e-3, 400), (2e-3, 800))],
     ),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -13,12 +14,12 @@ from sparse_core.pictures import CaptionedPicture, encode_pictures
 from sparse_core.training import Example
 from sparse_core.training.loop import Trainer
 
-from .concepts import WORD, Studio, Task, prior_prompts
+from .concepts import WORD, Half, Studio, Task, prior_prompts
 from .methods import Method, Taught, keep, new_learner
 from .sampling import Sampler
 from .words import PromptedHost
 
-PRIOR_PICTURES = 16
+PRIOR_PICTURES = 48
 
 
 class Training(NamedTuple):
@@ -39,9 +40,10 @@ def lessons(host: PromptedHost, studio: Studio, task: Task) -> list[Example]:
     return list(encode_pictures(host, pictures))
 
 
-def prior(sampler: Sampler, task: Task, seed: int) -> list[Example]:
-    """Pictures that the base makes itself, to keep."""
-    prompts = prior_prompts(task.half, PRIOR_PICTURES)
+@cache
+def prior(sampler: Sampler, half: Half, seed: int) -> list[Example]:
+    """Pictures that the base makes itself, to keep: the same for every method and task."""
+    prompts = prior_prompts(half, PRIOR_PICTURES)
     latents = sampler.latents(prompts, seed)
     return [Example(z, prompt, prior=True) for z, prompt in zip(latents, prompts, strict=True)]
 
@@ -49,7 +51,7 @@ def prior(sampler: Sampler, task: Task, seed: int) -> list[Example]:
 def teach(sampler: Sampler, studio: Studio, task: Task, method: Method, seed: int) -> Training:
     """Trains a method on a task; the host is afterwards as it was."""
     host = sampler.host
-    to_learn, to_keep = lessons(host, studio, task), prior(sampler, task, seed)
+    to_learn, to_keep = lessons(host, studio, task), prior(sampler, task.half, seed)
     host.pipeline.text_encoder.requires_grad_(False)
     with host.trainable():
         learner = new_learner(host, method, seed)
@@ -62,4 +64,4 @@ def teach(sampler: Sampler, studio: Studio, task: Task, method: Method, seed: in
                 trainer.advance()
         seconds = time.perf_counter() - began
     recent = trainer.losses[-20:]
-    return Training(keep(host, learner, to_learn, seed), seconds, sum(recent) / len(recent))
+    return Training(keep(host, learner, to_learn, to_keep, seed), seconds, sum(recent) / len(recent))

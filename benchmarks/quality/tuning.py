@@ -15,7 +15,7 @@ from ..cells import Cells
 from .concepts import Task
 from .curves import likeness
 from .methods import Method, Point
-from .presets import METHODS
+from .presets import METHODS, points
 from .summary import ALIGNED, Look, average, best_likeness, looks, mean
 from .table import Keys, Setup, Unit, fill
 
@@ -23,7 +23,7 @@ RATES = (0.25, 0.5, 1.0, 2.0)
 """Learning rates tried, relative to a method's present one."""
 STEPS = (0.5, 1.0, 2.0)
 """Numbers of steps, likewise."""
-POINTS = tuple(Point(strength) for strength in (0.5, 0.75, 1.0, 1.25))
+STRENGTHS = (0.5, 0.75, 1.0, 1.5)
 
 
 def grid(method: Method) -> Iterator[Method]:
@@ -52,7 +52,7 @@ def search(
     """
     present = [METHODS[name] for name in dict.fromkeys(variant.name for variant in variants)]
     tried = list(dict.fromkeys([*present, *variants]))
-    units = [Unit(task, seed, variant, POINTS) for task in tasks for variant in tried]
+    units = [Unit(task, seed, variant, points(variant, STRENGTHS, random=False)) for task in tasks for variant in tried]
     fill(setup, units, workers, threads)
     found = looks(Keys(setup), Cells(setup.cache, {"table": "quality"}), units)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -61,12 +61,12 @@ def search(
     with log.open("a") as file:
         for one in lines:
             file.write(json.dumps(one) + "\n")
-            print(one)
+            print({name: value for name, value in one.items() if name != "points"})
 
 
 def line(title: str, variant: Method, mine: Sequence[Look]) -> dict[str, Any]:
     """The figures of one variant."""
-    at = {point: average(mine, point) for point in POINTS}
+    at = {point: average(mine, point) for point in mine[0].points}
     best = best_likeness([(a["text"], a["likeness"]) for a in at.values()], ALIGNED)
     base = mean(likeness(look.reference["base"]) for look in mine)
     shares = [look.training["active_share"] for look in mine if look.training["active_share"] is not None]
@@ -78,6 +78,7 @@ def line(title: str, variant: Method, mine: Sequence[Look]) -> dict[str, Any]:
         "hypervolume": mean(look.hypervolume() for look in mine),
         "likeness_at_text_95": None if best is None else best - base,
         "at_full_strength": at[Point()],
+        "points": [{**point._asdict(), **figures} for point, figures in at.items()],
         "active_share": mean(shares) if shares else None,
         "training_seconds": mean(look.training["seconds"] for look in mine),
     }

@@ -29,7 +29,7 @@ from benchmarks.quality.concepts import (
 )
 from benchmarks.quality.curves import best_likeness, bootstrap, cost_at, hypervolume
 from benchmarks.quality.methods import Method, Point, Taught, at_work, budget, keep, new_learner
-from benchmarks.quality.presets import CONTROLS, METHODS, OURS, density_points, named
+from benchmarks.quality.presets import CONTROLS, DENSITIES, METHODS, OURS, named, points
 from benchmarks.quality.scores import distance
 from benchmarks.quality.table import Keys, Setup, Unit, complete
 from benchmarks.quality.words import PromptedHost
@@ -297,7 +297,7 @@ def trained(host: PromptedHost, method: Method, steps: int = 2) -> Taught:
         with host.spoken(WORD, learner.row):
             while not trainer.finished:
                 trainer.advance()
-    return keep(host, learner, examples[:1], 0)
+    return keep(host, learner, examples[:1], examples[1:], 0)
 
 
 @needs_model
@@ -355,8 +355,14 @@ def test_cutting_a_lora_by_svd_starts_at_the_lora(host: PromptedHost) -> None:
     assert (pictures[2] - pictures[0]).abs().max() > (pictures[1] - pictures[0]).abs().max()
 
 
-def test_density_points_compare_importance_with_chance() -> None:
-    ours = density_points(METHODS[OURS], (0.5, 0.1))
-    assert {(p.density, p.by) for p in ours} == set(itertools.product((0.5, 0.1), ("importance", "random")))
-    assert {p.by for p in density_points(METHODS["LoRA"], (0.5,))} == {"importance"}
-    assert not density_points(METHODS["Adapter"], (0.5,))
+def test_removal_by_importance_is_compared_with_chance() -> None:
+    ours = points(METHODS[OURS], (0.5, 1.0))
+    removed = {(p.density, p.by) for p in ours if p.density < 1 and p.strength == 1}
+    assert removed == set(itertools.product(DENSITIES, ("importance", "random")))
+    assert len(set(ours)) == len(ours)
+
+
+def test_a_lora_is_looked_at_in_as_many_places_as_ours() -> None:
+    reached = [p for p in points(METHODS[OURS], (0.5, 1.0)) if p.by == "importance"]
+    assert list(points(METHODS["LoRA"], (0.5, 1.0))) == reached
+    assert points(METHODS["Adapter"], (0.5, 1.0)) == (Point(0.5), Point(1.0))
