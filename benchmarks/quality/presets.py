@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from sparse_core.training import TrainingSettings
 
@@ -14,31 +15,36 @@ STRONG = 1.5
 """What is left of a dictionary can be turned up."""
 
 
+def settings(**changes: Any) -> TrainingSettings:
+    """Of every method unless it needs its own: a batch is four lessons and four prior pictures."""
+    return TrainingSettings(**{"batch": 8, **changes})
+
+
 def peer(name: str, family: str, rate: float, size: float = 1.0) -> Method:
     """A method that is no dictionary, at its learning rate."""
-    return Method(name, family, TrainingSettings(learning_rate=rate), size=size)
+    return Method(name, family, settings(learning_rate=rate), size=size)
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method(OURS, "dictionary"),
+        Method(OURS, "dictionary", settings()),
         peer("LoRA", "lora", 2e-3),
         peer("LoRA, half the rank", "lora", 2e-3, 0.5),
         peer("LoRA, a quarter of the rank", "lora", 2e-3, 0.25),
         peer("DoRA", "dora", 2e-3),
         peer("LoHa", "loha", 4e-3),
         peer("Adapter", "adapter", 2e-3),
-        Method("textual inversion", "word"),
+        Method("textual inversion", "word", settings()),
     )
 }
 """What is compared on both halves."""
 CONTROLS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("dense", "dictionary", TrainingSettings(threshold=0.0)),
-        Method("no group term", "dictionary", TrainingSettings(sparsity=0.0)),
-        Method("selective", "dictionary", TrainingSettings(selective=1e-3)),
+        Method("dense", "dictionary", settings(threshold=0.0)),
+        Method("no group term", "dictionary", settings(sparsity=0.0)),
+        Method("selective", "dictionary", settings(selective=1e-3)),
     )
 }
 """What shows which part of the method does what, on the development half."""

@@ -55,6 +55,10 @@ ROUNDS = {
         "The weak side, likeness, wants more steps.",
         [ours(steps=800), ours(steps=800, learning_rate=2e-3)],
     ),
+    "bold": Round(
+        "With more pictures in a batch, all rates can be higher.",
+        [ours(learning_rate=8e-3), peer("LoRA", 4e-3), peer("Adapter", 4e-3)],
+    ),
     "sites": Round(
         "Cross-attention alone moves less of what is not the concept; more atoms there are better spent.",
         [ours(attentions=("attn2",), atoms=32), ours(attentions=("attn1",), atoms=32), ours(atoms=32)],
