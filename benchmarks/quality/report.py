@@ -82,6 +82,11 @@ def _half(figures: Mapping[str, Any], picture: str) -> list[str]:
             ["pictures", "text", "likeness"], [[n, f["text"], f["likeness"]] for n, f in figures["reference"].items()]
         )
     )
+    if over := figures.get("hypervolume_over"):
+        parts.append("### Hypervolume of the sparse dictionary over that of others")
+        parts.append("Both resampled together, so an interval above 1 says that one is better whatever the concept.")
+        rows = [[name, ratio[1], f"{ratio[0]:.3f} to {ratio[2]:.3f}"] for name, ratio in over.items() if ratio]
+        parts.append(table(["over", "ratio", "interval"], rows))
     if "density" in figures:
         parts += ["### Atoms removed", _density_table(figures)]
         parts.append(f"{figures['active_share']:.1%} of the coefficients are not zero.")

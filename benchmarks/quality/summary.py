@@ -74,6 +74,7 @@ def summary(found: Sequence[Look], half: Half) -> dict[str, Any]:
         result["random_removal"] = _densities(ours, "random")
         result["active_share"] = float(np.mean([look.training["active_share"] for look in ours]))
         result["hypervolume_over_best_peer"] = _over_best_peer(result["methods"])
+        result["hypervolume_over"] = {name: _over(ours, mine) for name, mine in of_method.items() if name != OURS}
     if "LoRA" in of_method:
         result["svd_cut"] = _densities(of_method["LoRA"], "importance")
     return result
@@ -157,6 +158,19 @@ def _references(found: Sequence[Look]) -> dict[str, dict[str, float]]:
 def _over_best_peer(methods: dict[str, dict[str, Any]]) -> float | None:
     peers = [methods[name]["hypervolume"][1] for name in PEERS_OF_EQUAL_SIZE if name in methods]
     return methods[OURS]["hypervolume"][1] / max(peers) if peers and max(peers) > 0 else None
+
+
+def _over(ours: Sequence[Look], theirs: Sequence[Look]) -> list[float] | None:
+    """Ratio of two methods' hypervolumes, low end, mean and high end. Both are resampled together, over what both have
+    learnt: how hard a concept is tells more between concepts than between methods."""
+    partner = {(look.unit.task, look.unit.seed): look for look in theirs}
+    pairs = [(look, partner[key]) for look in ours if (key := (look.unit.task, look.unit.seed)) in partner]
+
+    def ratio(drawn: Sequence[tuple[int, np.ndarray]]) -> float:
+        above, below = (sum(pairs[t][side].hypervolume(prompts) for t, prompts in drawn) for side in (0, 1))
+        return above / below if below else float("inf")
+
+    return bootstrap(ratio, [len(look.reference["base"]["hits"]) for look, _ in pairs], seed=0) if pairs else None
 
 
 def gain_kept(first: dict[str, Any], second: dict[str, Any]) -> float | None:

@@ -31,6 +31,7 @@ from benchmarks.quality.curves import best_likeness, bootstrap, cost_at, hypervo
 from benchmarks.quality.methods import Method, Point, Taught, at_work, budget, keep, new_learner
 from benchmarks.quality.presets import CONTROLS, DENSITIES, METHODS, OURS, named, points
 from benchmarks.quality.scores import distance
+from benchmarks.quality.summary import Look, summary
 from benchmarks.quality.table import Keys, Setup, Unit, complete
 from benchmarks.quality.words import PromptedHost
 from sparse_core.demo.model import bundled_path, load_pipeline
@@ -366,3 +367,40 @@ def test_a_lora_is_looked_at_in_as_many_places_as_ours() -> None:
     reached = [p for p in points(METHODS[OURS], (0.5, 1.0)) if p.by == "importance"]
     assert list(points(METHODS["LoRA"], (0.5, 1.0))) == reached
     assert points(METHODS["Adapter"], (0.5, 1.0)) == (Point(0.5), Point(1.0))
+
+
+# ------------------------------------------------------------------------------------------------------- the figures
+
+
+def _looks(likenesses: dict[str, dict[str, float]]) -> list[Look]:
+    """Looks at made-up trainings: {method: {concept: likeness at full strength}}, text always 3 of 4."""
+    reference = {
+        "base": {"hits": [3] * 8, "asked": [4] * 8, "recognised": [0.0] * 8, "closeness": [0.0] * 8},
+        "overfitted": {"hits": [1] * 8, "asked": [4] * 8, "recognised": [1.0] * 8, "closeness": [1.0] * 8},
+    }
+    reference |= {"right": reference["base"], "wrong": reference["base"], "seconds": 1.0}
+    training = {"parameters": 10, "bytes": 40, "seconds": 1.0, "active_share": 0.1}
+    found = []
+    for method, concepts in likenesses.items():
+        for concept, likeness in concepts.items():
+            scores = {**reference["base"], "recognised": [likeness] * 8, "closeness": [likeness] * 8}
+            scores |= {"drift": [1.0], "unchanged": [False], "seconds": 1.0}
+            task = choose_tasks(QUICK, None)[0]
+            unit = Unit(replace(task, name=concept, half="held_out"), 0, METHODS[method], (Point(),))
+            found.append(Look(unit, training, {Point(): scores}, reference))
+    return found
+
+
+def test_the_lead_over_a_peer_is_compared_concept_by_concept() -> None:
+    """Concepts differ tenfold and the methods by a fifth: each method's interval is wide, that of the ratio is not."""
+    figures = summary(_looks({OURS: {"easy": 0.6, "hard": 0.06}, "LoRA": {"easy": 0.5, "hard": 0.05}}), "held_out")
+    low, middle, high = figures["hypervolume_over"]["LoRA"]
+    assert low == pytest.approx(1.2) and middle == pytest.approx(1.2) and high == pytest.approx(1.2)
+    low, _, high = figures["methods"]["LoRA"]["hypervolume"]
+    assert high > 2 * low
+    assert figures["hypervolume_over_best_peer"] == pytest.approx(1.2)
+
+
+def test_a_lead_over_nobody_is_not_made_up() -> None:
+    figures = summary(_looks({OURS: {"easy": 0.6}}), "held_out")
+    assert figures["hypervolume_over_best_peer"] is None and figures["hypervolume_over"] == {}
