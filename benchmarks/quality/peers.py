@@ -67,6 +67,10 @@ class StandInLearner:
         """See `Learner`."""
         return []
 
+    def prune(self) -> list[tuple[str, int]]:
+        """See `Learner`."""
+        return []
+
 
 class Blend(nn.Module):
     """``base(x) + strength (stand_in(x) - base(x))``: for a LoRA, its scale."""

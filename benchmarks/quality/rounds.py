@@ -39,6 +39,10 @@ ROUNDS = {
         "Silence at prior prompts lowers drift and leaves the likeness.",
         [ours(selective=weight) for weight in (1e-3, 1e-2)],
     ),
+    "prune": Round(
+        "Atoms of little worth carry noise. Dropped half way, the others settle; and more to choose from is better.",
+        [ours(keep=0.25), ours(atoms=32, keep=0.5), ours(atoms=32, keep=0.125), ours(atoms=64, keep=0.25)],
+    ),
     "average": Round(
         "A running mean of the weights averages out the noise of small gradients.",
         [ours(ema=0.98), ours(ema=0.98, learning_rate=8e-3)],
