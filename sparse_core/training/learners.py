@@ -19,7 +19,6 @@ from ..plan import Moment
 from .processes import ALONE, Processes
 from .settings import TrainingSettings
 
-
 REMEMBERED = 0.95
 """Of an atom's worth, from step to step."""
 
