@@ -28,13 +28,13 @@ def peer(name: str, family: str, rate: float, size: float = 1.0) -> Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method(OURS, "dictionary", settings()),
+        Method(OURS, "dictionary", settings(learning_rate=8e-3)),
         peer("LoRA", "lora", 2e-3),
         peer("LoRA, half the rank", "lora", 2e-3, 0.5),
         peer("LoRA, a quarter of the rank", "lora", 2e-3, 0.25),
         peer("DoRA", "dora", 2e-3),
         peer("LoHa", "loha", 4e-3),
-        peer("Adapter", "adapter", 2e-3),
+        peer("Adapter", "adapter", 4e-3),
         Method("textual inversion", "word", settings()),
     )
 }
@@ -42,9 +42,9 @@ METHODS: dict[str, Method] = {
 CONTROLS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("dense", "dictionary", settings(threshold=0.0)),
-        Method("no group term", "dictionary", settings(sparsity=0.0)),
-        Method("selective", "dictionary", settings(selective=1e-3)),
+        Method("dense", "dictionary", settings(learning_rate=8e-3, threshold=0.0)),
+        Method("no group term", "dictionary", settings(learning_rate=8e-3, sparsity=0.0)),
+        Method("selective", "dictionary", settings(learning_rate=8e-3, selective=1e-3)),
     )
 }
 """What shows which part of the method does what, on the development half."""

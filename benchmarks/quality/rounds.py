@@ -37,19 +37,19 @@ ROUNDS = {
     ),
     "selective": Round(
         "Silence at prior prompts lowers drift and leaves the likeness.",
-        [ours(selective=weight) for weight in (1e-3, 1e-2)],
+        [ours(selective=weight) for weight in (1e-3, 1e-2)] + [ours(selective=1e-2, keep=0.25)],
     ),
     "prune": Round(
         "Atoms of little worth carry noise. Dropped half way, the others settle; and more to choose from is better.",
-        [ours(keep=0.25), ours(atoms=32, keep=0.5), ours(atoms=32, keep=0.125), ours(atoms=64, keep=0.25)],
+        [ours(keep=0.25), ours(atoms=32, keep=0.5), ours(atoms=64, keep=0.25)],
     ),
     "average": Round(
         "A running mean of the weights averages out the noise of small gradients.",
-        [ours(ema=0.98), ours(ema=0.98, learning_rate=8e-3)],
+        [ours(ema=0.98), ours(ema=0.98, learning_rate=1.6e-2)],
     ),
     "rates": Round(
         "Encoders that learn more slowly than directions hold on to fewer of the pictures' other features.",
-        [ours(learning_rate=rate, encoder_rate=share) for rate, share in ((8e-3, 0.33), (8e-3, 1.0))],
+        [ours(learning_rate=rate, encoder_rate=share) for rate, share in ((1.6e-2, 0.33), (8e-3, 0.33))],
     ),
     "threshold": Round(
         "Other thresholds trade likeness for text at a better rate.",
@@ -61,7 +61,7 @@ ROUNDS = {
     ),
     "bold": Round(
         "With more pictures in a batch, all rates can be higher.",
-        [ours(learning_rate=8e-3), peer("LoRA", 4e-3), peer("Adapter", 4e-3)],
+        [ours(learning_rate=1.6e-2), peer("LoRA", 4e-3), peer("Adapter", 2e-3), peer("Adapter", 8e-3)],
     ),
     "sites": Round(
         "Cross-attention alone moves less of what is not the concept; more atoms there are better spent.",
