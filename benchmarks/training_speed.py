@@ -64,10 +64,6 @@ class PeftLearner:
         """See `Learner`."""
         return []
 
-    def prune(self) -> list[tuple[str, int]]:
-        """See `Learner`."""
-        return []
-
 
 def against_peft(
     host: DiffusersHost, examples: list[Example], settings: TrainingSettings, repeats: int

@@ -177,7 +177,6 @@ SETTINGS = {
     "warm_up": "share of the steps over which the learning rate rises, 0 to 1",
     "ema": "decay of the running mean of the weights that is kept in their place, 0 (none) to 1",
     "atoms": "atoms at each projection",
-    "keep": "share of the atoms that stay after half of the steps, those that move the picture most; 1 for all",
     "projections": "which projections get atoms",
     "attentions": "which attentions get atoms",
     "threshold": "how rarely an atom fires, in standard deviations of its coefficient",

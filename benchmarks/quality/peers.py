@@ -67,10 +67,6 @@ class StandInLearner:
         """See `Learner`."""
         return []
 
-    def prune(self) -> list[tuple[str, int]]:
-        """See `Learner`."""
-        return []
-
 
 class Blend(nn.Module):
     """``base(x) + strength (stand_in(x) - base(x))``: for a LoRA, its scale."""

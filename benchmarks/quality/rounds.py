@@ -33,15 +33,11 @@ def peer(name: str, rate: float, steps: int | None = None) -> Method:
 ROUNDS = {
     "sparsity": Round(
         "A stronger group term empties atoms that only carry noise: pruning helps, so should never growing them.",
-        [ours(sparsity=weight) for weight in (1e-3, 3e-3, 1e-2)],
+        [ours(sparsity=weight) for weight in (1e-3, 1e-2)],
     ),
     "selective": Round(
         "Silence at prior prompts lowers drift and leaves the likeness.",
-        [ours(selective=weight) for weight in (1e-3, 1e-2)] + [ours(selective=1e-2, keep=0.25)],
-    ),
-    "prune": Round(
-        "Atoms of little worth carry noise. Dropped half way, the others settle; and more to choose from is better.",
-        [ours(keep=0.25), ours(atoms=32, keep=0.5), ours(atoms=64, keep=0.25)],
+        [ours(selective=weight) for weight in (1e-3, 1e-2)],
     ),
     "average": Round(
         "A running mean of the weights averages out the noise of small gradients.",
@@ -49,19 +45,19 @@ ROUNDS = {
     ),
     "rates": Round(
         "Encoders that learn more slowly than directions hold on to fewer of the pictures' other features.",
-        [ours(learning_rate=rate, encoder_rate=share) for rate, share in ((1.6e-2, 0.33), (8e-3, 0.33))],
+        [ours(learning_rate=rate, encoder_rate=share) for rate, share in ((8e-3, 0.33), (8e-3, 3.0))],
     ),
     "threshold": Round(
         "Other thresholds trade likeness for text at a better rate.",
-        [ours(threshold=threshold) for threshold in (1.0, 1.5, 2.5)],
+        [ours(threshold=threshold) for threshold in (1.5, 2.5)],
     ),
     "steps": Round(
         "The weak side, likeness, wants more steps.",
-        [ours(steps=800), ours(steps=800, learning_rate=2e-3)],
+        [ours(steps=800)],
     ),
     "bold": Round(
         "With more pictures in a batch, all rates can be higher.",
-        [ours(learning_rate=1.6e-2), peer("LoRA", 4e-3), peer("Adapter", 2e-3), peer("Adapter", 8e-3)],
+        [ours(learning_rate=1.6e-2), ours(learning_rate=1.6e-2, encoder_rate=0.33)],
     ),
     "sites": Round(
         "Cross-attention alone moves less of what is not the concept; more atoms there are better spent.",
@@ -73,7 +69,6 @@ ROUNDS = {
     ),
     "peers": Round(
         "The peers' settings are not their best.",
-        [peer("LoRA", rate, steps) for rate, steps in ((1e-3, 400), (4e-3, 400), (2e-3, 800))]
-        + [peer("Adapter", rate, steps) for rate, steps in ((1e-3, 400), (4e-3, 400), (2e-3, 800))],
+        [peer("LoRA", 1e-3), peer("LoRA", 2e-3, 800), peer("Adapter", 8e-3)],
     ),
 }

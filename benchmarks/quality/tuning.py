@@ -23,7 +23,7 @@ RATES = (0.25, 0.5, 1.0, 2.0)
 """Learning rates tried, relative to a method's present one."""
 STEPS = (0.5, 1.0, 2.0)
 """Numbers of steps, likewise."""
-STRENGTHS = (0.7, 1.0, 1.4)
+STRENGTHS = (0.7, 1.0)
 
 
 def grid(method: Method) -> Iterator[Method]:

@@ -86,10 +86,6 @@ class WordLearner:
         """See `Learner`."""
         return self.method.maintain(error)
 
-    def prune(self) -> list[tuple[str, int]]:
-        """See `Learner`."""
-        return self.method.prune()
-
 
 class NoLearner:
     """Nothing beside the word: textual inversion. Implements `Learner`."""
@@ -116,9 +112,5 @@ class NoLearner:
         return 0.0
 
     def maintain(self, error: Tensor) -> list[tuple[str, int]]:
-        """See `Learner`."""
-        return []
-
-    def prune(self) -> list[tuple[str, int]]:
         """See `Learner`."""
         return []

@@ -19,9 +19,6 @@ from ..plan import Moment
 from .processes import ALONE, Processes
 from .settings import TrainingSettings
 
-REMEMBERED = 0.95
-"""Of an atom's worth, from step to step."""
-
 
 class Learner(Protocol):
     """An adaptation of a host under training."""
@@ -44,10 +41,6 @@ class Learner(Protocol):
     def maintain(self, error: Tensor) -> list[tuple[str, int]]:
         """Called every so often with the squared error of the last batch, (rows, 1, height, width); returns the rows of
         tensors that start anew, so that their optimiser state does too."""
-
-    def prune(self) -> list[tuple[str, int]]:
-        """Called once, at half of the steps: drops for good what is not worth its room; returns the rows of tensors that are
-        dropped."""
 
 
 def initial_dictionary(layers: Sequence[Layer], settings: TrainingSettings) -> SparseDictionary:
@@ -84,8 +77,6 @@ class DictionaryLearner:
         self.fired = {
             site: torch.zeros(len(a), dtype=torch.bool, device=host.device) for site, a in self.dictionary.sites.items()
         }
-        self.worth = {site: torch.zeros(len(a), device=host.device) for site, a in self.dictionary.sites.items()}
-        """Running mean of what the group term sees of each atom: how much of its feature it moves."""
         self.reseeded = 0
         self._seen: dict[Site, _Seen] = {}
         self._listening = False
@@ -101,9 +92,8 @@ class DictionaryLearner:
         }
 
     def buffers(self) -> dict[str, Tensor]:
-        """See `Learner`: which atoms have fired since the last `maintain`, and what each is worth."""
-        fired = {f"{site}.fired": fired for site, fired in self.fired.items()}
-        return fired | {f"{site}.worth": worth for site, worth in self.worth.items()}
+        """See `Learner`: which atoms have fired since the last `maintain`."""
+        return {f"{site}.fired": fired for site, fired in self.fired.items()}
 
     def learning_rate(self, name: str) -> float:
         """See `Learner`."""
@@ -153,10 +143,6 @@ class DictionaryLearner:
             if self.settings.reseed_every:
                 for site, has_fired in zip(sites, fired > 0, strict=True):
                     self.fired[site] |= has_fired
-            if self.settings.keep < 1 and learnt:
-                moved = (everyones.sqrt() * directions.detach().norm(dim=2)) / rms.sqrt()  # (sites, m)
-                for site, share in zip(sites, moved, strict=True):
-                    self.worth[site].lerp_(share, 1 - REMEMBERED)
         self._seen = {site: seen._replace(z=seen.z.detach()) for site, seen in self._seen.items()}
         return total
 
@@ -176,26 +162,9 @@ class DictionaryLearner:
             self.reseeded += len(tokens)
         return anew
 
-    @torch.no_grad()
-    def prune(self) -> list[tuple[str, int]]:
-        """See `Learner`: of all sites together, the atoms that move their features most stay. The others become zero, and
-        stay zero, since an atom that neither fires nor moves anything has no gradient."""
-        worth = torch.cat(list(self.worth.values()))
-        dropped = torch.ones_like(worth, dtype=torch.bool)
-        dropped[worth.argsort(descending=True, stable=True)[: max(1, round(self.settings.keep * len(worth)))]] = False
-        rows = []
-        for site, gone in zip(self.worth, dropped.split([len(w) for w in self.worth.values()]), strict=True):
-            for name in self.LEARNT:
-                getattr(self.dictionary.sites[site], name)[gone] = 0
-                rows += [(f"{site}.{name}", row) for row in gone.nonzero()[:, 0].tolist()]
-        return rows
-
     def snapshot(self) -> SparseDictionary:
-        """The dictionary as it stands, directions of unit norm, without the atoms that were dropped."""
-        there = {site: atoms.encoder.detach().ne(0).any(dim=1) for site, atoms in self.dictionary.sites.items()}
-        sites = {site: atoms[there[site]] for site, atoms in self.dictionary.sites.items() if there[site].any()}
-        kept = SparseDictionary(self.dictionary.layers, sites)
-        return kept.map(lambda atoms: atoms.map(lambda t: t.detach().clone()).unit_norm())
+        """The dictionary as it stands, directions of unit norm."""
+        return self.dictionary.map(lambda atoms: atoms.map(lambda t: t.detach().clone()).unit_norm())
 
 
 class _Seen(NamedTuple):

@@ -121,11 +121,6 @@ class Trainer:
         if settings.reseed_every and self.step % settings.reseed_every == 0 and self.step <= settings.steps // 2:
             places = (estimate.detach() - batch.target).square().mean(dim=1, keepdim=True)
             self._forget(self.learner.maintain(places))
-        if settings.keep < 1 and self.step == settings.steps // 2:
-            dropped = self.learner.prune()
-            self._forget(dropped)
-            for name, row in dropped if self.mean else ():
-                self.mean[name][row] = 0
         if self.held_out_examples and self.step % settings.check_every == 0:
             self.held_out.append(self.check())
         return estimate.detach()

@@ -32,9 +32,6 @@ class TrainingSettings:
     """Decay of the running mean of the weights that is kept in their place, 0 (off) .. 1."""
     atoms: int = 16
     """Atoms per site, >= 1: more than needed, since most can be dropped afterwards."""
-    keep: float = 1.0
-    """Share of the atoms that stay after half of the steps, above 0 .. 1: those that move the picture most, wherever they are;
-    the others are dropped and the rest settles. 1 keeps all."""
     projections: tuple[Projection, ...] = PROJECTIONS
     """Which projections get atoms."""
     attentions: tuple[str, ...] = ("attn1", "attn2")
@@ -71,8 +68,6 @@ class TrainingSettings:
         for name in ("warm_up", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a value from 0 to below 1.")
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"keep is {self.keep}; expected a share above 0, up to 1 (all atoms).")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate is {self.learning_rate}; expected a value between 0 and 1, such as 0.004.")
         if unknown := set(self.projections) - set(PROJECTIONS):
