@@ -38,7 +38,8 @@ def selectivity(change: np.ndarray, regions: np.ndarray) -> float:
         return 0.0
     shares = (regions * change).sum(axis=(1, 2)) / total  # (regions,)
     areas = regions.mean(axis=(1, 2))  # (regions,)
-    return float(((shares - areas) / (1 - areas)).max())
+    rest = np.maximum(1 - areas, 1 / change.size)  # a region that is all of the picture can hold nothing but its share
+    return float(((shares - areas) / rest).max())
 
 
 def overlap(heat: np.ndarray, change: np.ndarray) -> float:
