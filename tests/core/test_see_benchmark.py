@@ -1,0 +1,182 @@
+"""The interpretability benchmark's scores: they tell a selective ablation from an unselective one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.quality.methods import Taught
+from benchmarks.quality.presets import METHODS, OURS
+from benchmarks.quality.words import PromptedHost
+from benchmarks.see import report
+from benchmarks.see.__main__ import QUICK, WHOLE, cells_of, summary
+from benchmarks.see.looking import ablated
+from benchmarks.see.regions import SMALLEST, parts, regions
+from benchmarks.see.scores import AREA, CHANCE, check, overlap, selectivity, weighted
+from benchmarks.see.subjects import LORA, LORA_SVD, SUBJECTS, rank_ones
+from sparse_core.demo.model import bundled_path, load_pipeline
+from sparse_core.demo.shipped import DICTIONARIES
+from sparse_core.demo.world import Rendering, Scene, Thing
+from sparse_core.files import load_dictionary
+from sparse_core.generate import Sampling, generate
+
+SIDE = 64
+needs_model = pytest.mark.skipif(
+    not (bundled_path() / "model_index.json").is_file(), reason="the demo model is not in this checkout"
+)
+
+
+def columns(*edges: int) -> np.ndarray:
+    """Regions that are stripes between the edges: bool (regions, SIDE, SIDE)."""
+    bounds = [0, *edges, SIDE]
+    which = np.digitize(np.arange(SIDE), bounds[1:-1])
+    return np.stack([np.tile(which == n, (SIDE, 1)) for n in range(len(bounds) - 1)])
+
+
+def test_a_change_of_one_part_scores_one_and_a_change_of_everything_nothing() -> None:
+    cut = columns(8, 20)
+    for region in cut:
+        assert selectivity(region * 3.0, cut) == pytest.approx(1)
+    assert selectivity(np.full((SIDE, SIDE), 5.0), cut) == pytest.approx(0)
+    assert selectivity(np.zeros((SIDE, SIDE)), cut) == 0
+
+
+def test_the_more_spills_over_the_lower_the_score() -> None:
+    cut = columns(8, 20)
+    scores = [selectivity(cut[0] + spill * ~cut[0], cut) for spill in (0, 0.05, 0.2, 0.5, 1)]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > scores[2] + 0.3
+
+
+def test_moving_the_whole_thing_alike_is_not_selective() -> None:
+    """The thing is two parts of one size: neither stands out, though the background keeps still."""
+    cut = columns(8, 16)
+    assert selectivity((cut[0] | cut[1]) + 0.0, cut) < 0.5
+
+
+def test_the_score_does_not_depend_on_how_strong_a_change_is_or_in_what_order_regions_come() -> None:
+    cut = columns(8, 20)
+    change = np.random.default_rng(0).random((SIDE, SIDE))
+    assert selectivity(7 * change, cut) == pytest.approx(selectivity(change, cut))
+    assert selectivity(change, cut[::-1]) == pytest.approx(selectivity(change, cut))
+
+
+def test_a_picture_that_no_score_can_tell_apart_is_refused() -> None:
+    check(columns(8, 20))
+    with pytest.raises(ValueError, match="of no use"):
+        check(np.stack([np.zeros((SIDE, SIDE), bool), np.ones((SIDE, SIDE), bool)])[:, :, :])
+
+
+def test_overlap_is_one_on_the_spot_nothing_elsewhere_and_chance_between_strangers() -> None:
+    rows = np.tile(np.arange(SIDE, dtype=float)[:, None], (1, SIDE))
+    assert overlap(rows, rows**2) == 1
+    assert overlap(rows, -rows) == 0
+    rng = np.random.default_rng(0)
+    strangers = [overlap(rng.random((SIDE, SIDE)), rng.random((SIDE, SIDE))) for _ in range(50)]
+    assert np.mean(strangers) == pytest.approx(CHANCE, abs=0.01)
+    assert pytest.approx(AREA * AREA / (2 * AREA - AREA * AREA)) == CHANCE
+
+
+def test_what_does_nothing_has_no_say() -> None:
+    assert weighted([1.0, 0.0], [3.0, 1.0]) == pytest.approx(0.75)
+    assert weighted([1.0, 0.2], [0.0, 2.0]) == pytest.approx(0.2)
+    assert weighted([1.0], [0.0]) is None
+
+
+def test_a_thing_is_cut_by_colour_and_crumbs_join_the_largest_part() -> None:
+    picture = np.zeros((SIDE, SIDE, 3), np.uint8)
+    picture[:, :20] = (250, 20, 20)
+    picture[:, 20:40] = (20, 20, 250)
+    picture[:4, 30:34] = (20, 250, 20)
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[:32, :40] = True
+    cut = parts(picture, mask)
+    assert SMALLEST > 4 * 4
+    assert len(cut) == 2
+    assert (np.sum(cut, axis=0) == mask).all()
+    assert {bool(part[0, 0]) for part in cut} == {True, False}
+
+
+def test_regions_cover_every_place_once() -> None:
+    masks = [np.zeros((SIDE, SIDE), np.float32) for _ in range(2)]
+    masks[0][10:40, 5:30], masks[1][10:40, 35:60] = 1, 0.8
+    picture = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    scene = Scene((Thing("zib", "left"), Thing("car", "right", colour="red")), "beach")
+    cut = regions(scene, Rendering(picture, tuple(masks), ""))
+    assert (cut.sum(axis=0) == 1).all()
+    assert any((region == (masks[1] > 0.5)).all() for region in cut)
+
+
+def test_both_tiers_look_at_both_halves_and_at_all_subjects() -> None:
+    for tier in (WHOLE, QUICK):
+        work = cells_of(tier)
+        assert {cell.task.half for cell in work} == {"dev", "held_out"}
+        assert {cell.subject.name for cell in work} == {OURS, "dense", LORA, LORA_SVD}
+        assert len(set(work)) == len(work)
+
+
+def one_look(selective: float) -> dict:
+    return {"effect": [2.0, 0.0], "selectivity": [selective, 0.9], "overlap": [0.5, None], "flips": [1, 2]}
+
+
+def test_the_summary_compares_with_every_other_subject(tmp_path) -> None:
+    looks = {name: [[one_look(0.6 if name == OURS else 0.2)] * 3] * 2 for name in (OURS, "dense", LORA, LORA_SVD)}
+    found = summary(looks)
+    assert found["selectivity_over"] == pytest.approx({"dense": 3, LORA: 3, LORA_SVD: 3})
+    assert found["heatmap_iou"][OURS] == pytest.approx(0.5)
+    assert found["one_answer"][OURS] == pytest.approx(0.5)
+    known = {
+        "versions": {}, "seeds": [0], "tier": "quick", "gallery_seconds": 9.0, "gallery_threads": 2, "report_bytes": 1,
+        "mixer_ms_2000": None, "looked_at": {"concepts": ["robot"], "trainings": 2, "pictures": 3, "atoms": 24},
+    }  # fmt: skip
+    report.write({**found, **known}, tmp_path)
+    assert "is reached" in (tmp_path / "see.md").read_text()
+    lower = summary({name: [[one_look(0.3)]] for name in looks})
+    assert "**not** reached" in report.as_markdown({**lower, **known})
+
+
+@needs_model
+def test_each_picture_of_a_batch_lacks_its_own_atom() -> None:
+    """Against a run of its own, with the atom muted."""
+    from sparse_core.addresses import parse_selection
+    from sparse_core.controls import SparseAdapter, Weight
+
+    host = PromptedHost(load_pipeline())
+    robot = load_dictionary(DICTIONARIES / "robot.safetensors")
+    atoms = ["L15.o[14]", "L15.o[12]"]
+    prompt, how = "a big robot on the left in the night", Sampling(3)
+    with torch.no_grad():
+        pictures, maps = ablated(host, robot, atoms, prompt, 1, how)
+        for row, muted in enumerate([None, *atoms]):
+            controls = [Weight(parse_selection(muted), 0.0)] if muted else []
+            (alone,) = generate(host, [prompt], [1], how, [SparseAdapter(robot).with_controls(*controls)])
+            assert np.abs(np.array(alone).astype(int) - pictures[row]).max() <= 1
+    assert np.abs(pictures[1].astype(int) - pictures[0]).max() > 5
+    assert set(maps) <= set(atoms)
+
+
+@needs_model
+def test_a_lora_taken_apart_is_the_lora() -> None:
+    """As rank-ones and by SVD: both draw what the LoRA draws."""
+    from benchmarks.quality.methods import Point, at_work, new_learner
+    from sparse_core.controls import SparseAdapter
+
+    host = PromptedHost(load_pipeline())
+    method = METHODS["LoRA"]
+    generator = torch.Generator().manual_seed(0)
+    parameters = new_learner(host, method, 0).parameters()
+    taught = Taught({name: 0.05 * torch.randn(t.shape, generator=generator) for name, t in parameters.items()})
+    noisy = torch.randn(1, host.unet.config.in_channels, 16, 16, generator=generator)
+
+    def drawn() -> torch.Tensor:
+        return host.denoise(noisy, torch.tensor([0.3]), host.stack_conditions(["a big zib on the left"]))
+
+    with torch.no_grad():
+        with at_work(host, method, taught, Point()):
+            expected = drawn()
+        opened = {s.name: s.open(host, taught) for s in SUBJECTS if s.method is method}
+        assert opened[LORA].sites.keys() == rank_ones(host, taught).sites.keys() == opened[LORA_SVD].sites.keys()
+        for dictionary in opened.values():
+            with host.spoken("zib", taught.tensors["word"]), host.patched([SparseAdapter(dictionary)]):
+                torch.testing.assert_close(drawn(), expected, rtol=1e-3, atol=1e-3)
