@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 
 from ..sparse_core.addresses import parse_selection
 from ..sparse_core.analysis import comparison, effects, heatmaps, importance_chart, labels, words
-from ..sparse_core.analysis.recording import MOST_ATOMS, Recorder, Recording, chosen_atoms
+from ..sparse_core.analysis.recording import MOST_ATOMS, Recorder, Recording, addresses_of, chosen_atoms
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.hosts.comfyui import token_names
 from .controls import ControlNode
@@ -36,14 +36,14 @@ class RecordCoefficients(ControlNode):
                     "The dictionary to watch, with whatever controls hang on it. Muted atoms leave no trace."
                 ),
                 *sampling_inputs(),
-                atoms_input("top:24", f"Which atoms to watch, at most {MOST_ATOMS}. The pictures stay the same."),
+                atoms_input("top:24", "Which atoms to watch; * to replay all of them. The pictures stay the same."),
             ],
             outputs=[io.Latent.Output(display_name="latent"), RecordingType.Output(display_name="recording")],
         )
 
     @classmethod
     def execute(cls, dictionary: SparseAdapter, atoms: str, **drawing: Any) -> io.NodeOutput:
-        recorder = Recorder(dictionary.dictionary, chosen_atoms(dictionary.dictionary, parse_selection(atoms)))
+        recorder = Recorder(dictionary.dictionary, addresses_of(dictionary.dictionary, parse_selection(atoms)))
         latent = Drawing(**drawing).record(dictionary, recorder)
         return io.NodeOutput(latent, recorder.recording())
 

@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..sparse_core.addresses import parse_lines, parse_selection
+from ..sparse_core.analysis.recording import Recording
 from ..sparse_core.controls import (
     CURVES,
     KEYFRAMED,
@@ -19,7 +20,8 @@ from ..sparse_core.controls import (
     Weight,
     controls_of_lines,
 )
-from .types import CONTROLS, atoms_input, dictionary_input, dictionary_output
+from ..sparse_core.replaying import Replay
+from .types import CONTROLS, RecordingType, atoms_input, dictionary_input, dictionary_output
 
 
 class ControlNode(io.ComfyNode):
@@ -296,4 +298,50 @@ class AtomPrompt(ControlNode):
         return io.NodeOutput(dictionary.with_controls(Conditioning(prompt, parse_selection(atoms))))
 
 
-CONTROL_NODES = [AtomWeights, AtomMask, AtomSchedule, KeepTopAtoms, SoloAtoms, MuteAtoms, AtomPrompt]
+class ReplayCoefficients(ControlNode):
+    """What another picture's atoms did."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Replay",
+            display_name="Replay Coefficients",
+            category=CONTROLS,
+            description="Lets atoms act as they did in a recorded picture, at another seed or prompt. The new picture takes over "
+            "what the atoms drew there, and where. Weights, masks and schedules act on top.",
+            search_aliases=["sparse atoms", "inject", "transfer", "features"],
+            inputs=[
+                dictionary_input("The dictionary that was recorded, with whatever other controls hang on it."),
+                RecordingType.Input(
+                    "recording",
+                    tooltip="What Record Coefficients saw while it drew the picture to take from. Record * to have all of it.",
+                ),
+                io.Float.Input(
+                    "amount",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How far the picture follows the recorded one: 1 takes over what its atoms drew, 0 is as if this node "
+                    "were not there, between the two mixes.",
+                ),
+                atoms_input("*", "Which atoms follow the recording, as far as they are in it; the others answer to the new picture."),
+            ],
+            outputs=[dictionary_output()],
+        )
+
+    @classmethod
+    def execute(cls, dictionary: SparseAdapter, recording: Recording, amount: float, atoms: str) -> io.NodeOutput:
+        return io.NodeOutput(dictionary.with_controls(Replay(recording, amount, parse_selection(atoms))))
+
+
+CONTROL_NODES = [
+    AtomWeights,
+    AtomMask,
+    AtomSchedule,
+    KeepTopAtoms,
+    SoloAtoms,
+    MuteAtoms,
+    AtomPrompt,
+    ReplayCoefficients,
+]

@@ -9,7 +9,8 @@ How they compose, for one atom, whatever the order unless said otherwise:
 - schedules: multiply;
 - conditioning: an atom acts only on the prompts that every choice allows;
 - pictures: an atom acts only in the pictures of a batch that every choice allows;
-- keep: an atom acts only where every choice keeps it.
+- keep: an atom acts only where every choice keeps it;
+- replays: recorded coefficients take the place of those computed, one replay after the other, before everything else.
 
 What an imported LoRA does outside the attentions, its rest, belongs to no atom. It follows every control whose selection
 is ``*``, is muted by a solo of anything less, and by a density of 0.
@@ -21,7 +22,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +30,16 @@ from torch import Tensor
 from .addresses import ALL, Line, Selection
 from .dictionary import SparseDictionary
 from .layers import Site
+
+if TYPE_CHECKING:
+    from .plan import Moment
+
+
+class Player(Protocol):
+    """Gives atoms other coefficients than those they have computed."""
+
+    def __call__(self, site: Site, atoms: Sequence[int], z: Tensor, moment: Moment) -> Tensor:
+        """``atoms`` are indices into the site; ``z`` (rows, tokens, m) is what they have computed. Returns the same shape."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ class SiteState:
     """(m,) bool: whether it acts on the negative prompt."""
     pictures: Tensor
     """(choices, m) bool: which choices of pictures hold for an atom."""
+    replays: Tensor
+    """(replays, m) bool: which players an atom follows."""
 
     @property
     def able(self) -> Tensor:
@@ -60,7 +73,7 @@ class SiteState:
         """The state without any control."""
         empty = torch.zeros(0, m, dtype=torch.bool)
         every = torch.ones(m, dtype=torch.bool)
-        return cls(torch.ones(m), every, empty, empty, every, every, empty)
+        return cls(torch.ones(m), every, empty, empty, every, every, empty, empty)
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ class State:
     curves: tuple[Curve, ...] = ()
     pictures: tuple[tuple[bool, ...], ...] = ()
     """Choices of pictures of a batch, each going to them in turn."""
+    replays: tuple[Player, ...] = ()
 
     @classmethod
     def neutral(cls, dictionary: SparseDictionary) -> State:

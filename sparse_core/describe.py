@@ -55,7 +55,8 @@ def describe(adapter: SparseAdapter, top: int = 20) -> str:
     lines = [
         f"{title}: {len(dictionary)} atoms in {len(dictionary.sites)} sites, for {dictionary.family}",
         f"acting: {len(acting)} atoms with {sum(row.importance for row in acting):.0%} of the importance",
-        f"controls: {len(adapter.controls)}, masks: {len(state.masks)}, schedules: {len(state.curves)}",
+        f"controls: {len(adapter.controls)}, masks: {len(state.masks)}, schedules: {len(state.curves)}, "
+        f"replays: {len(state.replays)}",
     ]
     if dictionary.rest:
         lines.append(f"outside the attentions: {len(dictionary.rest)} modules of a LoRA, under controls of all atoms")

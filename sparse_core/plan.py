@@ -8,7 +8,7 @@ one model call; a `LayerRun` for one attention. Hosts feed a `LayerRun` and know
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress, groupby
 from typing import NamedTuple, Protocol
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .coding import decode, decode_, encode
-from .controls import Curve, SiteState, Stack, State
+from .controls import Curve, Player, SiteState, Stack, State
 from .dictionary import Atoms
 from .layers import PROJECTIONS, Layer, Projection, Site
 from .modules import LowRank
@@ -40,7 +40,7 @@ class Observer(Protocol):
 
 
 class Moment(NamedTuple):
-    """Where and when an observer sees coefficients."""
+    """Where and when an observer or a player meets coefficients."""
 
     rows: Rows | None
     """What the rows are; None where the host can't know it."""
@@ -100,6 +100,16 @@ class Coder:
         return encode(x, self.encoder, self.bias, self.threshold, self.normalise)
 
 
+class Played(NamedTuple):
+    """Atoms of one projection that follow a player."""
+
+    player: Player
+    columns: tuple[int, ...]
+    """Where they stand among the decoder's atoms."""
+    atoms: tuple[int, ...]
+    """Their indices into the site of their dictionary."""
+
+
 @dataclass(frozen=True)
 class Decoder:
     """The atoms of one projection, over the whole stack."""
@@ -109,6 +119,8 @@ class Decoder:
     refs: tuple[AtomRef, ...]
     regions: Mapping[int | None, slice]
     """Region (index into the plan's, None for the whole picture) to its atoms; the whole picture comes first."""
+    played: tuple[Played, ...] = ()
+    """In the order in which they are played."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +250,12 @@ class Plan:
     @property
     def scheduled(self) -> bool:
         """Whether the progress of sampling matters."""
-        return any(gate.curves for gate in self.gates)
+        return self.replayed or any(gate.curves for gate in self.gates)
+
+    @property
+    def replayed(self) -> bool:
+        """Whether any atom follows a player."""
+        return any(decoder.played for layer in self.layers.values() for decoder in layer.decoders.values())
 
     @property
     def by_row(self) -> bool:
@@ -308,7 +325,8 @@ def compile_plan(stack: Stack, layers: Sequence[Layer]) -> Plan:
             gate = _gates(state, adapter.state, gates)
             able = state.able & region.ne(NOWHERE)
             if able.any():
-                pieces.setdefault(site, []).append(_Piece(number, atoms, state.weight, region, gate, able))
+                followed = [(p, f) for p, f in zip(adapter.state.replays, state.replays, strict=True) if f.any()]
+                pieces.setdefault(site, []).append(_Piece(number, atoms, state.weight, region, gate, able, followed))
         if adapter.dictionary.rest and (part := _rest(adapter.state, masks, gates)) is not None:
             for name, update in adapter.dictionary.rest.items():
                 beside.setdefault(name, []).append(_ModulePiece(update, *part))
@@ -336,6 +354,8 @@ class _Piece(NamedTuple):
     region: Tensor
     gate: Tensor
     able: Tensor
+    followed: list[tuple[Player, Tensor]]
+    """Players, each with (m,) bool: which atoms follow it."""
 
 
 class _Joined(NamedTuple):
@@ -449,12 +469,24 @@ def _join(parts: list[_Piece]) -> _Joined:
     regions, start = {}, 0
     for place, atoms in groupby(region[order].tolist()):
         regions[None if place == WHOLE else place] = slice(start, start := start + len(list(atoms)))
+    ordered = tuple(refs[i] for i in order.tolist())
     return _Joined(
         atoms=Atoms(**fields),
         normalise=gather([torch.full_like(part.weight, float(part.atoms.normalise)) for part in parts]),
         gate=gather([part.gate for part in parts]),
-        decoder=Decoder(directions, tuple(refs[i] for i in order.tolist()), regions),
+        decoder=Decoder(directions, ordered, regions, _played(parts, ordered)),
     )
+
+
+def _played(parts: list[_Piece], refs: Sequence[AtomRef]) -> tuple[Played, ...]:
+    """Who plays which of the atoms."""
+    found = []
+    for part in parts:
+        mine = [(column, ref.atom) for column, ref in enumerate(refs) if ref.adapter == part.adapter]
+        for player, follows in part.followed:
+            if chosen := [(column, atom) for column, atom in mine if follows[atom]]:
+                found.append(Played(player, *map(tuple, zip(*chosen, strict=True))))
+    return tuple(found)
 
 
 def _coder(joined: Mapping[Projection, _Joined], projections: str) -> Coder | None:
@@ -658,12 +690,23 @@ class LayerRun:
         self._observe("o", y)
         return self._masked("o", y)
 
-    def _encode(self, coder: Coder, x: Tensor, projections: Iterable[Projection]) -> None:
+    def _encode(self, coder: Coder, x: Tensor, projections: Sequence[Projection]) -> None:
         codes = coder(x)
+        for projection in projections:
+            self._play(projection, codes[..., coder.slices[projection]])
         z = self.run.gated(coder, codes)
         for projection in projections:
             self.codes[projection] = x, codes[..., coder.slices[projection]]
             self.z[projection] = z[..., coder.slices[projection]]
+
+    def _play(self, projection: Projection, codes: Tensor) -> None:
+        """Puts what players give into ``codes`` (rows, tokens, m)."""
+        for player, columns, atoms in self.layer.decoders[projection].played:
+            site = Site(self.index, projection)
+            codes[..., columns] = player(site, atoms, codes[..., columns], self._moment())
+
+    def _moment(self) -> Moment:
+        return Moment(self.run.rows, self.run.progress, self.grid)
 
     def _observe(self, projection: Projection, y: Tensor) -> None:
         if not self.run.observers or projection not in self.codes:
@@ -673,8 +716,7 @@ class LayerRun:
             mine = [i for i, ref in enumerate(refs) if ref.adapter == adapter]
             if mine:
                 z = codes if len(mine) == len(refs) else codes[..., mine]
-                moment = Moment(self.run.rows, self.run.progress, self.grid)
-                observer(Site(self.index, projection), [refs[i].atom for i in mine], x, z, y, moment)
+                observer(Site(self.index, projection), [refs[i].atom for i in mine], x, z, y, self._moment())
 
     def _masked(self, projection: Projection, y: Tensor) -> Tensor:
         """The update where tokens are places: masks act on the coefficients."""

@@ -571,6 +571,25 @@ def two_compared(w: Workflow) -> Node:
 
 
 @workflow(
+    "27 Record and replay",
+    "Record Coefficients draws the left picture and writes down what every atom does; the second has another prompt and another "
+    "seed, the third replays the recording on top of those, the last replays half of it. Set **atoms** of a replay to `up` or "
+    "`attn2` to take over less. Weights and masks act on what is replayed, like on anything else.",
+)
+def record_and_replay(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    drawing = look_at(w, demo, "a big robot on the left in the snow")
+    recorded = w("SparseAtoms_Record", dictionary=robot[0], atoms="*", **drawing | {"steps": 20})
+    pictures = [w("VAEDecode", samples=recorded[0], vae=demo[2])[0]]
+    for amount in (0.0, 1.0, 0.5):
+        replayed = w("SparseAtoms_Replay", dictionary=robot[0], recording=recorded[1], amount=amount, title=f"{amount:.0%}")
+        model = w("SparseAtoms_Apply", model=demo[0], dictionary=replayed[0])
+        pictures.append(sampled(w, model[0], demo, "a big robot on the left in the night", seed=5, batch=1)[0])
+    return saved(w, stacked(w, pictures))
+
+
+@workflow(
     "30 Atom mixer",
     "The mixer has a strip for every atom: turn some up or down, press **S** to see one alone and **M** to see the picture "
     "without it. Then run, and compare with the left pictures, which have all atoms as trained. What you set is saved with "
@@ -602,9 +621,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address", help="host:port of a running ComfyUI with this pack")
     parser.add_argument("--pictures", action="store_true", help="run each workflow and keep what it draws")
+    parser.add_argument("--only", default="", metavar="NAME", help="leave out those whose names begin otherwise")
     options = parser.parse_args()
     schemas = json.loads(_get(options.address, "/object_info"))
     for name, (w, last) in build(schemas).items():
+        if not name.startswith(options.only):
+            continue
         (FOLDER / f"{name}.json").write_bytes(dump(w))
         if options.pictures:
             sheet(_run(options.address, to_prompt(w.to_editor(), schemas), str(last.number))).save(

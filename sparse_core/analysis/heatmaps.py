@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .charts import Tile, sheet
-from .recording import Recording
+from .recording import MOST_ATOMS, Recording
 
 ALIKE = 0.95
 """Cosine of two heat maps from which on atoms are said to light up together."""
@@ -26,7 +26,8 @@ def heat_maps(
     end: float = 1.0,
     prompt: Literal["positive", "negative"] = "positive",
 ) -> dict[str, Tensor]:
-    """Mean |coefficient| over a part of sampling, for every recorded atom that reads the picture and fired.
+    """Mean |coefficient| over a part of sampling, for the recorded atoms that read the picture and fired: the `MOST_ATOMS` most
+    important of them.
 
     :param size: height and width to fit the maps to.
     :param picture: which of the batch, from 0.
@@ -49,11 +50,11 @@ def heat_maps(
     pictures = next(iter(side.places.values())).shape[1]
     if not 0 <= picture < pictures:
         raise ValueError(f"Picture {picture} was not recorded; expected 0 to {pictures - 1}.")
-    means = {name: places[inside, picture].float().mean(dim=0) for name, places in side.places.items()}
+    means = {name: places[inside, picture].float().abs().mean(dim=0) for name, places in side.places.items()}
+    fired = [(name, mean) for name, mean in means.items() if mean.any()]
     return {
         name: F.interpolate(mean[None, None], size=size, mode="bicubic", align_corners=False)[0, 0].clamp(min=0)
-        for name, mean in means.items()
-        if mean.any()
+        for name, mean in fired[:MOST_ATOMS]
     }
 
 

@@ -16,24 +16,32 @@ from ..layers import Layer, Site
 from ..plan import Moment
 from .ranking import ranking
 
-MOST_ATOMS, MOST_PICTURES, MOST_MOMENTS, LARGEST_SIDE = 64, 4, 32, 64
-"""What bounds a recording's memory: atoms; pictures of a batch, the first ones; moments of sampling, neighbouring steps
-sharing one where there are more; and places along a side of a map."""
+MOST_PICTURES, MOST_MOMENTS, LARGEST_SIDE, MOST_MEGABYTES = 4, 32, 64, 512
+"""What bounds a recording: pictures of a batch, the first ones; moments of sampling, neighbouring steps sharing one where
+there are more; places along a side of a map; and memory in all."""
+MOST_ATOMS = 64
+"""As many as can be looked at together."""
+
+
+def addresses_of(dictionary: SparseDictionary, selection: Selection) -> list[str]:
+    """Addresses of the selected atoms, the most important first."""
+    picked = selection.resolve(dictionary)
+    inside = {f"{site}[{j}]" for site, flags in picked.items() for j in flags.nonzero()[:, 0].tolist()}
+    return [atom.address for atom in ranking(dictionary) if atom.address in inside]
 
 
 def chosen_atoms(dictionary: SparseDictionary, selection: Selection, most: int = MOST_ATOMS) -> list[str]:
-    """Addresses of the selected atoms, the most important first.
+    """`addresses_of` no more than ``most``.
 
-    :raises ValueError: there are more than ``most``.
+    :raises ValueError: there are more.
     """
-    picked = selection.resolve(dictionary)
-    inside = {f"{site}[{j}]" for site, flags in picked.items() for j in flags.nonzero()[:, 0].tolist()}
-    if len(inside) > most:
+    addresses = addresses_of(dictionary, selection)
+    if len(addresses) > most:
         raise ValueError(
-            f"{selection} picks {len(inside)} atoms; at most {most} can be looked at together. Choose fewer, such as "
+            f"{selection} picks {len(addresses)} atoms; at most {most} can be looked at together. Choose fewer, such as "
             f"top:{min(most, 24)}."
         )
-    return [atom.address for atom in ranking(dictionary) if atom.address in inside]
+    return addresses
 
 
 def reads_words(site: Site, layers: Sequence[Layer]) -> bool:
@@ -45,7 +53,7 @@ class Side(NamedTuple):
     """What the model calls of one prompt showed, by atom address."""
 
     places: Mapping[str, Tensor]
-    """(moments, pictures, height, width) float16: |coefficient| of every place, at atoms that read the picture."""
+    """(moments, pictures, height, width) float16: the coefficient of every place, at atoms that read the picture."""
     words: Mapping[str, Tensor]
     """(pictures, tokens) float32: the coefficient of every token of the prompt, at atoms that read the text."""
 
@@ -66,17 +74,14 @@ class Recording:
 
 @dataclass
 class _Mean:
-    """A running mean."""
+    """A running mean, in the type of the first value."""
 
-    total: Tensor
-    calls: int = 0
+    value: Tensor
+    calls: int = 1
 
     def add(self, value: Tensor) -> None:
-        self.total = self.total + value
         self.calls += 1
-
-    def value(self) -> Tensor:
-        return self.total / self.calls
+        self.value = self.value + (value - self.value) / self.calls
 
 
 @dataclass
@@ -85,9 +90,11 @@ class Recorder:
 
     dictionary: SparseDictionary
     addresses: Sequence[str]
-    _maps: dict[tuple[str, bool, int], _Mean] = field(default_factory=dict)
+    _maps: dict[tuple[Site, bool, int], _Mean] = field(default_factory=dict)
+    _columns: dict[Site, list[str]] = field(default_factory=dict)
+    _bytes: int = 0
     _words: dict[tuple[str, bool], Tensor] = field(default_factory=dict)
-    _moments: dict[int, _Mean] = field(default_factory=dict)
+    _moments: dict[int, set[float]] = field(default_factory=dict)
     _grids: dict[Site, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -102,58 +109,88 @@ class Recorder:
     def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor, moment: Moment) -> None:
         """See `Observer`.
 
-        :raises RuntimeError: the rows or the places of the model call are not known.
+        :raises RuntimeError: the rows or the places of the model call are not known, or memory is used up.
         """
         wanted = self._wanted.get(site, {})
         columns = [i for i, atom in enumerate(atoms) if atom in wanted]
         if not columns:
             return
-        if moment.rows is None or len(moment.rows.pictures) != len(z):
-            raise RuntimeError(
-                f"{site} can't be recorded: {len(z)} rows of tokens arrived, and nothing says which picture and prompt each "
-                "belongs to. Another patch enlarges the batch (attention couple): remove it while recording."
-            )
+        check_rows(site, z, moment, "recorded")
         codes = z.detach()[..., columns].float().cpu()  # (rows, tokens, chosen)
-        names = [wanted[atoms[i]] for i in columns]
+        names = self._columns.setdefault(site, [wanted[atoms[i]] for i in columns])
         for positive in set(moment.rows.positive):
-            rows = [r for r, p in enumerate(moment.rows.positive) if p is positive][:MOST_PICTURES]
+            mine = [r for r, p in enumerate(moment.rows.positive) if p is positive]
+            rows = [r for r in mine if moment.rows.pictures[r] < MOST_PICTURES]
+            pictures = len({moment.rows.pictures[r] for r in rows})
+            several = codes[rows].unflatten(0, (-1, pictures))  # (prompts, pictures, tokens, chosen)
             if reads_words(site, self.dictionary.layers):
-                for name, code in zip(names, codes[rows].unbind(-1), strict=True):
+                for name, code in zip(names, several[0].unbind(-1), strict=True):
                     self._words.setdefault((name, positive), code)  # the text is the same at every step
             else:
-                self._add_places(site, names, codes[rows], positive, moment)
+                self._add_places(site, several.mean(dim=0), positive, moment)
 
-    def _add_places(self, site: Site, names: Sequence[str], codes: Tensor, positive: bool, moment: Moment) -> None:
-        if (
-            codes.shape[1] != moment.grid[0] * moment.grid[1]
-            or self._grids.setdefault(site, moment.grid) != moment.grid
-        ):
+    def _add_places(self, site: Site, codes: Tensor, positive: bool, moment: Moment) -> None:
+        if self._grids.setdefault(site, moment.grid) != moment.grid:
             raise RuntimeError(
-                f"{site} can't be recorded: {codes.shape[1]} tokens arrived where the picture has {moment.grid[0]} x "
-                f"{moment.grid[1]}, or parts of the picture of several sizes. Use prompts for the whole picture, and no "
-                "patch that re-tiles or merges tokens (HyperTile, token merging), while recording."
+                f"{site} can't be recorded: parts of the picture of several sizes arrive. Use prompts for the whole picture "
+                "while recording."
             )
+        check_places(site, codes, moment, "recorded")
         slot = min(int(moment.progress * MOST_MOMENTS), MOST_MOMENTS - 1)
-        self._moments.setdefault(slot, _Mean(torch.zeros(()))).add(torch.tensor(moment.progress))
-        maps = codes.abs().mT.unflatten(-1, moment.grid)  # (pictures, chosen, height, width)
+        self._moments.setdefault(slot, set()).add(moment.progress)
+        maps = codes.mT.unflatten(-1, moment.grid)  # (pictures, chosen, height, width)
         small = tuple(min(side, LARGEST_SIDE) for side in moment.grid)
         maps = F.interpolate(maps, size=small, mode="area") if small != moment.grid else maps
-        for name, places in zip(names, maps.unbind(1), strict=True):
-            self._maps.setdefault((name, positive, slot), _Mean(torch.zeros(()))).add(places)
+        if known := self._maps.get((site, positive, slot)):
+            known.add(maps.half())
+            return
+        self._maps[site, positive, slot] = _Mean(maps.half())
+        self._bytes += 2 * maps.numel()
+        if self._bytes > MOST_MEGABYTES * 2**20:
+            raise RuntimeError(
+                f"A recording of {len(self.addresses)} atoms would take more than {MOST_MEGABYTES} MB. Record fewer, such as "
+                "top:256, or a smaller or single picture."
+            )
 
     def recording(self) -> Recording:
         """What was seen so far."""
         slots = sorted(self._moments)
 
         def side(positive: bool) -> Side:
-            places = {
-                name: torch.stack([self._maps[name, positive, slot].value() for slot in slots]).half()
-                for name in self.addresses
-                if all((name, positive, slot) in self._maps for slot in slots) and slots
-            }
+            places = {}
+            for site, names in self._columns.items():
+                seen = [
+                    self._maps[site, positive, slot].value for slot in slots if (site, positive, slot) in self._maps
+                ]
+                if seen and len(seen) == len(slots):
+                    places |= zip(names, torch.stack(seen).unbind(2), strict=True)
             words = {name: self._words[name, positive] for name in self.addresses if (name, positive) in self._words}
-            return Side(places, words)
+            return Side({name: places[name] for name in self.addresses if name in places}, words)
 
         labels = {name: label for name, label in self.dictionary.labels.items() if name in set(self.addresses)}
-        progress = tuple(float(self._moments[slot].value()) for slot in slots)
+        progress = tuple(sum(self._moments[slot]) / len(self._moments[slot]) for slot in slots)
         return Recording(tuple(self.addresses), labels, progress, side(True), side(False))
+
+
+def check_rows(site: Site, z: Tensor, moment: Moment, done: str) -> None:
+    """
+    :param done: what is to happen to the coefficients: ``recorded`` or ``replayed``.
+    :raises RuntimeError: nobody knows which picture and prompt the rows of ``z`` (rows, tokens, m) belong to.
+    """
+    if moment.rows is None or len(moment.rows.pictures) != len(z):
+        raise RuntimeError(
+            f"{site} can't be {done}: {len(z)} rows of tokens arrived, and nothing says which picture and prompt each "
+            "belongs to. Another patch enlarges the batch (attention couple): remove it meanwhile."
+        )
+
+
+def check_places(site: Site, z: Tensor, moment: Moment, done: str) -> None:
+    """
+    :raises RuntimeError: the tokens of ``z`` (rows, tokens, m) are not the picture's grid.
+    """
+    height, width = moment.grid
+    if z.shape[1] != height * width:
+        raise RuntimeError(
+            f"{site} can't be {done}: {z.shape[1]} tokens arrived where the picture has {height} x {width}. Another patch "
+            "re-tiles or merges tokens (HyperTile, token merging): remove it meanwhile."
+        )

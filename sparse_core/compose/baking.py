@@ -1,4 +1,5 @@
-"""Controls made part of a dictionary, where that is exact: weights and density are, masks, schedules and prompts are not."""
+"""Controls made part of a dictionary, where that is exact: weights and density are; masks, schedules, prompts and replays are
+not."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ def bake(adapter: SparseAdapter) -> SparseDictionary:
     """The dictionary that does without controls what the adapter does with them: the same atoms at the same addresses, each
     direction and importance times its weight, 0 where the atom is muted or dropped.
 
-    :raises ValueError: a mask, a schedule or a choice of prompt holds for an atom that acts.
+    :raises ValueError: a mask, a schedule, a replay or a choice of prompt holds for an atom that acts.
     """
     dictionary, state = adapter.dictionary, adapter.state
     for site in [*state.sites.values(), *([state.rest] if dictionary.rest else [])]:
@@ -49,6 +50,7 @@ def _check(site: SiteState, title: str) -> None:
     for found, what in (
         (bool(site.masks[:, able].any()), "a mask"),
         (bool(site.schedules[:, able].any()), "a schedule"),
+        (bool(site.replays[:, able].any()), "a replay"),
         (not bool((site.positive & site.negative)[able].all()), "a choice of prompt"),
     ):
         if found:

@@ -292,7 +292,7 @@ def call_progress(options: dict, note: Note | None) -> float:
     """How far sampling has come, 0..1."""
     if note is None:
         raise RuntimeError(
-            "Atoms are scheduled or recorded, but this model call does not come from a sampler that says how far it is."
+            "Atoms are scheduled, recorded or replayed, but this model call does not come from a sampler that says how far it is."
         )
     return progress_of(note.sampling, options["sigmas"])
 
@@ -300,13 +300,13 @@ def call_progress(options: dict, note: Note | None) -> float:
 def call_rows(plan: Plan, x: Tensor, options: dict, note: Note | None) -> Rows:
     """What the rows of this model call are. A batch is a list of conditionings, each over all pictures.
 
-    :raises MaskPlacementError: a mask is set, but the call sees an unknown part of the picture.
+    :raises MaskPlacementError: a mask or a replay is set, but the call sees an unknown part of the picture.
     """
     conditionings = options.get("cond_or_uncond") or [0]
     pictures = x.shape[0] // len(conditionings)
     height, width = x.shape[-2:]
     uuids = options.get("uuids") or [None] * len(conditionings)
-    known = note is not None and plan.masks
+    known = note is not None and (plan.masks or plan.replayed)
     picture, areas = (note.picture, note.areas) if known else ((height, width), {})
     crops = []
     for uuid in uuids:
@@ -315,7 +315,7 @@ def call_rows(plan: Plan, x: Tensor, options: dict, note: Note | None) -> Rows:
         if area is None and picture != (height, width):
             raise MaskPlacementError(
                 f"This model call sees {height} x {width} latent pixels of a picture of {picture[0]} x {picture[1]}, and "
-                "nothing says which: another patch tiles the picture. Remove it or the masks on atoms."
+                "nothing says which: another patch tiles the picture. Remove it, or the masks and replays on atoms."
             )
         crops += [Crop(picture, top, left, height, width)] * pictures
     return Rows(

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from sparse_core.addresses import ALL, parse_selection
-from sparse_core.analysis import comparison, effects, heatmaps, importance_chart, labels, words
+from sparse_core.analysis import comparison, effects, heatmaps, importance_chart, labels, recording, words
 from sparse_core.analysis.recording import (
     LARGEST_SIDE,
     MOST_ATOMS,
@@ -74,7 +74,7 @@ def test_a_recording_holds_coefficients_before_controls_by_place_and_by_word() -
     for side, chosen in ((recording.positive, slice(2, 4)), (recording.negative, slice(0, 2))):
         atoms = dictionary.sites[Site(0, "q")]
         z = encode(x[chosen], atoms.encoder, atoms.bias, atoms.threshold, torch.ones(4))[..., 1]
-        torch.testing.assert_close(side.places["L0.q[1]"][0], z.abs().view(2, 3, 4).half())
+        torch.testing.assert_close(side.places["L0.q[1]"][0], z.view(2, 3, 4).half())
         assert side.words["L1.v[2]"].shape == (2, 5) and "L1.v[2]" not in side.places
 
 
@@ -88,6 +88,23 @@ def test_a_recording_is_bounded_however_many_steps_pictures_and_places_there_are
     places = recorder.recording().positive.places["L0.q[0]"]
     assert places.shape == (MOST_MOMENTS, MOST_PICTURES, LARGEST_SIDE, LARGEST_SIDE)
     assert places[0].unique().tolist() == [0.5]  # two steps share a moment
+
+
+def test_a_recording_that_grows_too_large_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "MOST_MEGABYTES", 1)
+    recorder = Recorder(random_dictionary(), ["L0.q[0]", "L0.q[1]"])
+    z = torch.ones(4, 64 * 64, 4)  # 64 kB a moment
+    with pytest.raises(RuntimeError, match=r"2 atoms would take more than 1 MB.*top:256"):
+        for step in range(MOST_MOMENTS):
+            recorder(Site(0, "q"), range(4), z, z, z, Moment(whole(4), step / MOST_MOMENTS, (64, 64)))
+    assert step == 16
+
+
+def test_a_heat_map_counts_coefficients_of_either_sign_and_no_more_than_can_be_looked_at() -> None:
+    places = {f"L0.q[{j}]": torch.full((1, 1, 4, 4), -float(j)).half() for j in range(MOST_ATOMS + 5)}
+    maps = heatmaps.heat_maps(Recording(tuple(places), {}, (0.5,), Side(places, {}), Side({}, {})), (4, 4))
+    assert list(maps) == [f"L0.q[{j}]" for j in range(1, MOST_ATOMS + 1)]
+    assert maps["L0.q[3]"].unique().tolist() == [3]
 
 
 def test_tokens_in_an_unknown_layout_are_refused_by_name() -> None:
