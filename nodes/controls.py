@@ -325,7 +325,10 @@ class ReplayCoefficients(ControlNode):
                     tooltip="How far the picture follows the recorded one: 1 takes over what its atoms drew, 0 is as if this node "
                     "were not there, between the two mixes.",
                 ),
-                atoms_input("*", "Which atoms follow the recording, as far as they are in it; the others answer to the new picture."),
+                atoms_input(
+                    "*",
+                    "Which atoms follow the recording, as far as they are in it; the others answer to the new picture.",
+                ),
             ],
             outputs=[dictionary_output()],
         )

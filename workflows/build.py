@@ -583,7 +583,9 @@ def record_and_replay(w: Workflow) -> Node:
     recorded = w("SparseAtoms_Record", dictionary=robot[0], atoms="*", **drawing | {"steps": 20})
     pictures = [w("VAEDecode", samples=recorded[0], vae=demo[2])[0]]
     for amount in (0.0, 1.0, 0.5):
-        replayed = w("SparseAtoms_Replay", dictionary=robot[0], recording=recorded[1], amount=amount, title=f"{amount:.0%}")
+        replayed = w(
+            "SparseAtoms_Replay", dictionary=robot[0], recording=recorded[1], amount=amount, title=f"{amount:.0%}"
+        )
         model = w("SparseAtoms_Apply", model=demo[0], dictionary=replayed[0])
         pictures.append(sampled(w, model[0], demo, "a big robot on the left in the night", seed=5, batch=1)[0])
     return saved(w, stacked(w, pictures))
