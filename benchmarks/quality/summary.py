@@ -91,7 +91,13 @@ def _method(mine: Sequence[Look], common: float | None) -> dict[str, Any]:
         best = best_likeness(aligned, threshold)
         return None if best is None else best - base_likeness
 
-    drifts = [(averages[point]["likeness"], averages[point]["drift"]) for point in strengths]
+    def drift_at(reached: float) -> float | None:
+        """The least that a user need accept, along the strength slider or with fewer atoms."""
+        drifts = [(averages[point]["likeness"], averages[point]["drift"]) for point in strengths]
+        cut = [averages[p] for p in mine[0].points if p.density < 1 and p.by == "importance"]
+        costs = [cost_at(drifts, reached), *(a["drift"] for a in cut if a["likeness"] >= reached)]
+        return min((cost for cost in costs if cost is not None), default=None)
+
     whole = averages.get(Point(), {})
     return {
         "hypervolume": bootstrap(
@@ -101,7 +107,7 @@ def _method(mine: Sequence[Look], common: float | None) -> dict[str, Any]:
         ),
         "likeness_at_text_95": gain(ALIGNED),
         "likeness_at_text_95_of_base": gain(ALIGNED * base_text),
-        "drift_at_equal_likeness": None if common is None else cost_at(drifts, common),
+        "drift_at_equal_likeness": None if common is None else drift_at(common),
         "unchanged": whole.get("unchanged"),
         "params": round(mean(look.training["parameters"] for look in mine)),
         "bytes": round(mean(look.training["bytes"] for look in mine)),

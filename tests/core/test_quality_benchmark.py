@@ -404,3 +404,14 @@ def test_the_lead_over_a_peer_is_compared_concept_by_concept() -> None:
 def test_a_lead_over_nobody_is_not_made_up() -> None:
     figures = summary(_looks({OURS: {"easy": 0.6}}), "held_out")
     assert figures["hypervolume_over_best_peer"] is None and figures["hypervolume_over"] == {}
+
+
+def test_drift_at_equal_likeness_counts_what_fewer_atoms_save() -> None:
+    both = _looks({OURS: {"fox": 0.6}, "LoRA": {"fox": 0.6}})
+    ours = both[0]
+    cut = Point(1.0, 0.25)
+    less = {**ours.points[Point()], "drift": [0.5]}
+    ours = ours._replace(unit=ours.unit._replace(points=(Point(), cut)), points={**ours.points, cut: less})
+    figures = summary([ours, both[1]], "held_out")["methods"]
+    assert figures[OURS]["drift_at_equal_likeness"] == 0.5
+    assert figures["LoRA"]["drift_at_equal_likeness"] == 1.0
