@@ -26,7 +26,7 @@ def peer(name: str, family: str, rate: float, size: float = 1.0) -> Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method(OURS, "dictionary", settings(learning_rate=8e-3)),
+        Method(OURS, "dictionary", settings(learning_rate=1.6e-2)),
         peer("LoRA", "lora", 2e-3),
         peer("LoRA, half the rank", "lora", 2e-3, 0.5),
         peer("LoRA, a quarter of the rank", "lora", 2e-3, 0.25),
@@ -40,9 +40,9 @@ METHODS: dict[str, Method] = {
 CONTROLS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("dense", "dictionary", settings(learning_rate=8e-3, threshold=0.0)),
-        Method("no group term", "dictionary", settings(learning_rate=8e-3, sparsity=0.0)),
-        Method("selective", "dictionary", settings(learning_rate=8e-3, selective=1e-3)),
+        Method("dense", "dictionary", settings(learning_rate=1.6e-2, threshold=0.0)),
+        Method("no group term", "dictionary", settings(learning_rate=1.6e-2, sparsity=0.0)),
+        Method("selective", "dictionary", settings(learning_rate=1.6e-2, selective=1e-3)),
     )
 }
 """What shows which part of the method does what, on the development half."""

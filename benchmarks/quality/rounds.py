@@ -37,7 +37,7 @@ ROUNDS = {
     ),
     "selective": Round(
         "Silence at prior prompts lowers drift and leaves the likeness.",
-        [ours(selective=weight) for weight in (1e-3, 1e-2)],
+        [ours(selective=1e-2)],
     ),
     "average": Round(
         "A running mean of the weights averages out the noise of small gradients.",
@@ -57,7 +57,7 @@ ROUNDS = {
     ),
     "bold": Round(
         "With more pictures in a batch, all rates can be higher.",
-        [ours(learning_rate=1.6e-2), ours(learning_rate=1.6e-2, encoder_rate=0.33)],
+        [ours(learning_rate=3.2e-2)],
     ),
     "sites": Round(
         "Cross-attention alone moves less of what is not the concept; more atoms there are better spent.",
@@ -69,6 +69,6 @@ ROUNDS = {
     ),
     "peers": Round(
         "The peers' settings are not their best.",
-        [peer("LoRA", 1e-3), peer("LoRA", 2e-3, 800), peer("Adapter", 8e-3)],
+        [peer("LoRA", 1e-3), peer("Adapter", 8e-3)],
     ),
 }
