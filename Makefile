@@ -22,7 +22,7 @@ SPEED :=
 QUALITY :=
 SEE :=
 
-.PHONY: bench-mixer bench-quality bench-see bench-speed test-browser test-fullsize help demo test test-comfyui lint clean
+.PHONY: bench-mixer bench-quality bench-see bench-speed screenshots test-browser test-fullsize help demo test test-comfyui lint clean
 
 help:
 	@sed -n '1,3s/^# *//p' Makefile
@@ -47,6 +47,11 @@ test-browser: $(VENV)/test
 	@test -f "$(COMFYUI_PATH)/main.py" || { echo "There is no ComfyUI in $(COMFYUI_PATH). Give its folder: make test-browser COMFYUI_PATH=..." >&2; exit 1; }
 	@$(PYTHON) -c "import playwright" 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check playwright
 	COMFYUI_PATH="$(COMFYUI_PATH)" $(PYTHON) -m pytest tests/browser $(PYTEST)
+
+# The documents' pictures of the panels and of a report, drawn anew.
+screenshots: $(VENV)/test
+	@$(PYTHON) -c "import playwright" 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check playwright
+	COMFYUI_PATH="$(COMFYUI_PATH)" $(PYTHON) tests/browser/screenshots.py
 
 bench-mixer: $(VENV)/test
 	@$(PYTHON) -c "import playwright" 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check playwright

@@ -118,8 +118,9 @@ def write_dictionary_report(dictionary: SparseDictionary, seen: Look, file: Path
     labelled = with_gallery(dictionary, seen.gallery, seen.clear_words)
     ranked = ranking(labelled)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["plain"] = plain
     quarter, half = importance_curve(ranked, (0.25, 0.5))
-    shown = {name: str(value) for name, value in labelled.metadata.items() if name not in SHOWN_ELSEWHERE}
+    shown = {name: value for name, value in labelled.metadata.items() if name not in SHOWN_ELSEWHERE}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=labelled.metadata.get("modelspec.title", file.stem),
         description=labelled.metadata.get("modelspec.description", ""),
@@ -139,6 +140,15 @@ def write_dictionary_report(dictionary: SparseDictionary, seen: Look, file: Path
         duplicates=duplicates(labelled)[:20],
     )
     write_atomically(out, page.encode())
+
+
+def plain(value: object) -> str:
+    """A value of the metadata as a person would write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def cards(dictionary: SparseDictionary, seen: Look) -> list[Card]:
