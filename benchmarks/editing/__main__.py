@@ -21,7 +21,8 @@ from sparse_core.demo.world import World
 
 from ..machine import versions
 from .edits import Edit, edits
-from .methods import Editor, editors, single_picture
+from .learning import single_picture
+from .methods import Editor, editors
 from .report import Measured, as_markdown, known, summary, write
 from .scores import check
 from .table import Bench
@@ -38,11 +39,12 @@ class Tier(NamedTuple):
     pictures: int
     """Random noises for every look."""
     strengths: tuple[float, ...]
+    """Beside 1."""
 
 
 TIERS = {
-    "whole": Tier(edits=36, pictures=4, strengths=(0.5, 0.75, 1.0, 1.25)),
-    "quick": Tier(edits=12, pictures=1, strengths=(0.5, 1.0)),
+    "whole": Tier(edits=36, pictures=4, strengths=(0.5, 0.75, 1.25, 1.5)),
+    "quick": Tier(edits=12, pictures=1, strengths=(0.5, 1.5)),
 }
 
 

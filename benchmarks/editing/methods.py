@@ -1,23 +1,17 @@
-"""How pictures are edited: what is learnt of the source, from which noise the edited picture is drawn, and where sliders
-stand."""
+"""How pictures are edited: from which noise the edited picture is drawn, and where sliders stand."""
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparse_core.sampling import invert
-from sparse_core.training import Example, TrainingSettings
-from sparse_core.training.loop import Trainer
-from sparse_core.training.presets import PRESETS
+from sparse_core.training import TrainingSettings
 
-from ..quality.methods import Method, Taught, keep, new_learner
+from ..quality.methods import Method
 from ..quality.words import PromptedHost
 
 STEPS, GUIDANCE = 10, 3.0
@@ -49,55 +43,31 @@ class Editor:
 
 
 OURS = "sparse dictionary"
-DENSITIES = (1.0, 0.5, 0.25, 0.1)
+DENSITIES = (1.0, 0.5, 0.25, 0.1, 0.03)
+FEWEST = 0.1
+"""Share of the atoms kept at strengths other than 1, beside all of them."""
 
 
-def editors(method_settings: TrainingSettings, rate: float, strengths: Sequence[float]) -> list[Editor]:
+def editors(settings: TrainingSettings, rate: float, strengths: Sequence[float]) -> list[Editor]:
     """All that are compared.
 
-    :param method_settings: of the dictionary; the LoRA's differ in the ``rate`` alone.
+    :param settings: of the dictionary; the LoRA's differ in the ``rate`` alone.
+    :param strengths: beside 1.
     """
-    dictionary = Method(OURS, "dictionary", method_settings)
-    lora = Method("LoRA", "lora", replace(method_settings, learning_rate=rate))
+    dictionary = Method(OURS, "dictionary", settings)
+    lora = Method("LoRA", "lora", replace(settings, learning_rate=rate))
     # A LoRA is cut by its singular values: as many sliders for both.
-    grid = tuple(Look(strength, density) for strength, density in itertools.product(strengths, DENSITIES))
-    late = tuple(Look(1.0, density, first, True) for density, first in itertools.product((1.0, 0.25), (1, 2, 3, 4)))
+    grid = tuple(Look(density=density) for density in DENSITIES)
+    grid += tuple(Look(strength, density) for strength in strengths for density in (1.0, FEWEST))
+    inverted = tuple(Look(first=first, inverted=True) for first in range(8))
     return [
         Editor(OURS, dictionary, grid),
         Editor("LoRA", lora, grid),
-        Editor(f"{OURS}, inverted noise", dictionary, late),
-        Editor("LoRA, inverted noise", lora, late),
+        Editor(f"{OURS}, inverted noise", dictionary, inverted[:5]),
+        Editor("LoRA, inverted noise", lora, inverted[:5]),
         Editor("image to image", None, tuple(Look(first=first) for first in range(2, 9))),
-        Editor("inversion", None, tuple(Look(first=first, inverted=True) for first in range(8))),
+        Editor("inversion", None, inverted),
     ]
-
-
-def single_picture() -> TrainingSettings:
-    """What the trainer's preset for one picture says."""
-    return TrainingSettings(**PRESETS["single picture"])
-
-
-class Learnt(NamedTuple):
-    """What one picture left in a method."""
-
-    taught: Taught
-    seconds: float
-
-
-def learn(host: PromptedHost, example: Example, method: Method, seed: int) -> Learnt:
-    """Trains a method on one picture; the host is afterwards as it was."""
-    host.pipeline.text_encoder.requires_grad_(False)
-    began = time.perf_counter()
-    with host.trainable():
-        # The taught word comes along as it is: no prompt holds it, so that nothing is learnt for it.
-        learner = new_learner(host, method, seed)
-        for tensor in learner.parameters().values():
-            tensor.requires_grad_()
-        trainer = Trainer(host, learner, [example], replace(method.settings, seed=seed))
-        while not trainer.finished:
-            trainer.advance()
-    taught = keep(host, learner, [example], [example], seed)
-    return Learnt(taught, time.perf_counter() - began)
 
 
 def random_noises(like: Tensor, count: int) -> Tensor:
@@ -130,15 +100,15 @@ def edited(host: PromptedHost, source: Tensor, noise: Tensor, prompts: tuple[str
 def walked(host: PromptedHost, noisy: Tensor, prompt: str, steps: range, guidance: float) -> tuple[Tensor, Tensor]:
     """Some of the steps that `sparse_core.sampling.sample` takes: the noisy latents after them and the last estimate of the
     clean ones, (rows, channels, height, width) each."""
-    rows = len(noisy)
-    positive, negative = (host.stack_conditions([words] * rows) for words in (prompt, ""))
-    clean = noisy
+    rows, clean = len(noisy), noisy
+    prompts = [prompt] * rows if guidance == 1 else [""] * rows + [prompt] * rows
+    condition = host.stack_conditions(prompts)
     zero, one = torch.zeros_like(noisy[:, :1, :1, :1]), torch.ones_like(noisy[:, :1, :1, :1])
     for step in steps:
         at, following = (torch.full((rows,), number / STEPS) for number in (step, step + 1))
-        clean = host.denoise(noisy, at, positive)
-        if guidance != 1:
-            clean = torch.lerp(host.denoise(noisy, at, negative), clean, guidance)
+        both = len(prompts) // rows
+        guesses = host.denoise(noisy.repeat(both, 1, 1, 1), at.repeat(both), condition).split(rows)
+        clean = torch.lerp(guesses[0], guesses[-1], guidance)
         noise = (noisy - host.add_noise(one, zero, at) * clean) / host.add_noise(zero, one, at)
         noisy = host.add_noise(clean, noise, following)
     return noisy, clean

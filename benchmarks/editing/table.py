@@ -25,7 +25,8 @@ from ..quality.methods import Method, Point, Taught, at_work
 from ..quality.table import METHOD_SOURCES, WORLD_SOURCES, file_digest
 from ..quality.words import PromptedHost
 from .edits import Edit, truths
-from .methods import Editor, Look, edited, inverted_noise, learn, random_noises
+from .learning import learn
+from .methods import Editor, Look, edited, inverted_noise, random_noises
 from .scores import distance, scored
 
 HERE = Path(__file__).parent
@@ -46,10 +47,12 @@ class Bench:
         self.host = PromptedHost(load_pipeline())
         self.judge = Judge.load()
         self.cells = Cells(cache, {"table": "editing"})
-        parts = sorted(bundled_path().rglob("*.safetensors"))
-        sources = [*WORLD_SOURCES, *METHOD_SOURCES, CORE / "demo" / "judge.py", CORE / "sampling.py"]
-        sources += [HERE / f"{name}.py" for name in ("edits", "methods", "scores", "table")]
-        self.conditions = [[file_digest(path) for path in parts], source_digest(sources), pictures]
+        parts = [file_digest(path) for path in sorted(bundled_path().rglob("*.safetensors"))]
+        learnt_with = [*WORLD_SOURCES, *METHOD_SOURCES, HERE / "edits.py", HERE / "learning.py"]
+        seen_with = [CORE / "demo" / "judge.py", CORE / "sampling.py"]
+        seen_with += [HERE / f"{name}.py" for name in ("methods", "scores", "table")]
+        self.trained = [parts, source_digest(learnt_with)]
+        self.conditions = [self.trained, source_digest(seen_with), pictures]
 
     def fill(self, edits: Sequence[Edit], editors: Sequence[Editor], seed: int) -> None:
         """Measures what is missing. May be stopped at any time: what is measured is kept."""
@@ -69,7 +72,7 @@ class Bench:
 
     def training_key(self, edit: Edit, method: Method, seed: int) -> str:
         """Name of the cell of a training, and of its file."""
-        return "training/" + digest([self.conditions, asdict(edit), asdict(method), seed])
+        return "training/" + digest([self.trained, asdict(edit), asdict(method), seed])
 
     def looks_key(self, edit: Edit, editor: Editor, seed: int) -> str:
         """Name of the cell of all that is measured of a method at an edit."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..quality.methods import Method
 from .edits import Edit
-from .methods import Editor, editors, single_picture
+from .learning import single_picture
+from .methods import Editor, editors
 from .report import LEVEL, Measured, curve, hypervolume, success_at
 from .table import Bench
 
