@@ -18,6 +18,7 @@ COMFYUI_PATH ?= $(HOME)/ComfyUI
 COMFYUI_PYTHON = $(firstword $(wildcard $(COMFYUI_PATH)/venv/bin/python $(COMFYUI_PATH)/.venv/bin/python) python3)
 # With a ComfyUI its Python runs the benchmarks, so that both hosts are measured (needs diffusers and peft there).
 FULL_PYTHON = $(if $(wildcard $(COMFYUI_PATH)/main.py),"$(COMFYUI_PYTHON)",$(PYTHON))
+EDIT :=
 SPEED :=
 QUALITY :=
 SEE :=
@@ -56,6 +57,12 @@ screenshots: $(VENV)/test
 bench-mixer: $(VENV)/test
 	@$(PYTHON) -c "import playwright" 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check playwright
 	COMFYUI_PATH="$(COMFYUI_PATH)" $(PYTHON) -m benchmarks.mixer_latency
+
+# Hours; goes on where it was stopped. Options: make bench-edit EDIT="--quick"
+.PHONY: bench-edit
+bench-edit: $(VENV)/test
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi
+	$(PYTHON) -m benchmarks.editing $(EDIT)
 
 # Hours and gigabytes: not part of make test. Options: make bench-speed SPEED="--quick"
 bench-speed: $(if $(wildcard $(COMFYUI_PATH)/main.py),,$(VENV)/test)

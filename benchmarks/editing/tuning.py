@@ -1,0 +1,74 @@
+"""A search for what suits learning one picture, on the development half alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..quality.methods import Method
+from .edits import Edit
+from .learning import single_picture
+from .methods import Editor, editors
+from .report import LEVEL, Measured, curve, hypervolume, success_at
+from .table import Bench
+
+LORA_RATE = 2e-3
+"""The LoRA's learning rate."""
+
+TRIED: Sequence[dict[str, Any]] = (
+    {},
+    {"learning_rate": 8e-3},
+    {"steps": 125},
+    {"steps": 125, "learning_rate": 8e-3},
+    {"threshold": 1.5},
+    {"threshold": 2.5},
+    {"sparsity": 1e-3},
+    {"attentions": ("attn1",)},
+    {"attentions": ("attn2",)},
+    {"keep": 0.25},
+)
+"""Changes of the preset, for the dictionary."""
+LORA_TRIED: Sequence[dict[str, Any]] = tuple({"learning_rate": rate} for rate in (5e-4, 1e-3, LORA_RATE, 4e-3))
+"""For the LoRA, which has the preset's steps and pictures."""
+
+
+def search(bench: Bench, edits: Sequence[Edit], strengths: Sequence[float], seed: int, log: Path) -> None:
+    """Tries all and appends a line for each to the log."""
+    ours, lora, *_ = editors(single_picture(), LORA_RATE, strengths)
+    for editor, changes in itertools.chain(
+        ((ours, changes) for changes in TRIED), ((lora, changes) for changes in LORA_TRIED)
+    ):
+        variant = replace(editor, method=changed(editor.method, changes))
+        bench.fill(edits, [variant], seed)
+        found = [
+            Measured(edit, bench.reference(edit), {variant.name: bench.looks(edit, variant, seed)}, {})
+            for edit in edits
+        ]
+        one = line(found, variant, changes)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            file.write(json.dumps(one) + "\n")
+        print({name: value for name, value in one.items() if name != "points"}, flush=True)
+
+
+def changed(method: Method, changes: dict[str, Any]) -> Method:
+    """The method with other settings."""
+    return replace(method, settings=replace(method.settings, **changes))
+
+
+def line(found: Sequence[Measured], variant: Editor, changes: dict[str, Any]) -> dict[str, Any]:
+    """The figures of one variant."""
+    points = curve(found, variant)
+    pairs = [(point["obeyed"], point["preserved"]) for point in points]
+    return {
+        "method": variant.name,
+        "changes": changes,
+        "edits": len(found),
+        "hypervolume": hypervolume(pairs, (0.0, 0.0)),
+        "success_at_equal_preservation": success_at(pairs, LEVEL),
+        "points": [{**look.__dict__, **point} for look, point in zip(variant.looks, points, strict=True)],
+    }
