@@ -20,8 +20,9 @@ COMFYUI_PYTHON = $(firstword $(wildcard $(COMFYUI_PATH)/venv/bin/python $(COMFYU
 FULL_PYTHON = $(if $(wildcard $(COMFYUI_PATH)/main.py),"$(COMFYUI_PYTHON)",$(PYTHON))
 SPEED :=
 QUALITY :=
+COMPOSE :=
 
-.PHONY: bench-mixer bench-quality bench-speed test-browser test-fullsize help demo test test-comfyui lint clean
+.PHONY: bench-compose bench-mixer bench-quality bench-speed test-browser test-fullsize help demo test test-comfyui lint clean
 
 help:
 	@sed -n '1,3s/^# *//p' Makefile
@@ -60,6 +61,11 @@ bench-quality: $(VENV)/test
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi
 	@$(PYTHON) -c "import matplotlib" 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check matplotlib
 	$(PYTHON) -m benchmarks.quality $(QUALITY)
+
+# Hours; goes on where it was stopped. Options: make bench-compose COMPOSE="--quick"
+bench-compose: $(VENV)/test
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi
+	$(PYTHON) -m benchmarks.compose $(COMPOSE)
 
 test-fullsize:
 	@test -f "$(COMFYUI_PATH)/main.py" || { echo "There is no ComfyUI in $(COMFYUI_PATH). Give its folder: make test-fullsize COMFYUI_PATH=..." >&2; exit 1; }
