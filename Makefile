@@ -22,8 +22,9 @@ EDIT :=
 SPEED :=
 QUALITY :=
 SEE :=
+COMPOSE :=
 
-.PHONY: bench-mixer bench-quality bench-see bench-speed screenshots test-browser test-fullsize help demo test test-comfyui lint clean
+.PHONY: bench-compose bench-edit bench-mixer bench-quality bench-see bench-speed screenshots test-browser test-fullsize help demo test test-comfyui lint clean
 
 help:
 	@sed -n '1,3s/^# *//p' Makefile
@@ -78,6 +79,11 @@ bench-quality: $(VENV)/test
 bench-see: $(VENV)/test
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi
 	$(PYTHON) -m benchmarks.see $(SEE)
+
+# Hours; goes on where it was stopped. Options: make bench-compose COMPOSE="--quick"
+bench-compose: $(VENV)/test
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi
+	$(PYTHON) -m benchmarks.compose $(COMPOSE)
 
 test-fullsize:
 	@test -f "$(COMFYUI_PATH)/main.py" || { echo "There is no ComfyUI in $(COMFYUI_PATH). Give its folder: make test-fullsize COMFYUI_PATH=..." >&2; exit 1; }
