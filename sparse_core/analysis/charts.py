@@ -22,6 +22,8 @@ DOTS_PER_INCH = 100
 PAPER, INK = "#fbfaf7", "#22211f"
 TITLE = 9
 """Points."""
+MARGIN = 0.08
+"""Inches around each picture of a sheet and its title."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -60,21 +62,24 @@ def sheet(tiles: Sequence[Tile], columns: int, *, side: float = 2.2, scale: str 
     rows = -(-len(tiles) // columns)
     height, width, _ = tiles[0].picture.shape
     longer = max(height, width)
-    lines = max(tile.title.count("\n") for tile in tiles) + 1
+    titles = [plain(tile.title.strip("\n")) for tile in tiles]
+    lines = max(title.count("\n") for title in titles) + 1
     figure = new_figure(
-        columns * (side * width / longer + 0.1),
-        rows * (side * height / longer + 0.1 + 0.16 * lines) + 0.5 * bool(scale),
+        columns * (side * width / longer + 2 * MARGIN),
+        rows * (side * height / longer + 2 * MARGIN + 0.18 * lines) + 0.5 * bool(scale),
     )
+    figure.get_layout_engine().set(h_pad=MARGIN, w_pad=MARGIN)
     axes = figure.subplots(rows, columns, squeeze=False)
     shown = None
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, tile in zip(axes.flat, tiles, strict=False):
+    for axis, tile, title in zip(axes.flat, tiles, titles, strict=False):
         axis.imshow(tile.picture.numpy())
         if tile.heat is not None:
             heat = tile.heat.numpy()
             shown = axis.imshow(heat, cmap=COLOURS, vmin=0, vmax=1, alpha=0.35 + 0.5 * heat)
-        axis.set_title(plain(tile.title), fontsize=TITLE, color=INK)
+        # A title grows upwards: lines below keep the first lines of a row level.
+        axis.set_title(title + "\n" * (lines - 1 - title.count("\n")), fontsize=TITLE, color=INK)
     if shown is not None and scale:
         from matplotlib.cm import ScalarMappable
         from matplotlib.ticker import PercentFormatter

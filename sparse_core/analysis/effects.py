@@ -114,8 +114,9 @@ def gallery_sheet(gallery: Gallery, titles: Mapping[str, str], columns: int = 4)
 
     :param titles: by the groups' names, a second line such as a label.
     """
-    first = torch.cat([gallery.whole, gallery.plain, torch.ones_like(gallery.plain)], dim=1)
-    tiles = [Tile("all atoms, no atom", first)]
+    everything = (gallery.whole - gallery.plain).abs().mean(dim=-1)  # (height, width)
+    first = torch.cat([gallery.whole, gallery.plain, difference_map(everything)], dim=1)
+    tiles = [Tile(f"all atoms, no atom, difference {255 * float(everything.mean()):.1f}", first)]
     for effect in gallery.effects:
         title = f"{effect.name}: only it, without it, difference {gallery.size(effect):.1f}"
         tiles.append(Tile(f"{title}\n{titles.get(effect.name, '')}", comparison(gallery, effect)))
