@@ -573,8 +573,8 @@ def two_compared(w: Workflow) -> Node:
 @workflow(
     "27 Record and replay",
     "Record Coefficients draws the left picture and writes down what every atom does; the second has another prompt and another "
-    "seed, the third replays the recording on top of those, the last replays half of it. Set **atoms** of a replay to `up` or "
-    "`attn2` to take over less. Weights and masks act on what is replayed, like on anything else.",
+    "seed, the third replays the recording on top of those (look at its ears), the last replays half of it. Set **atoms** of a "
+    "replay to `up` or `attn2` to take over less. Places are replayed as well, so leave those in the prompt as they were.",
 )
 def record_and_replay(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")
