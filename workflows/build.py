@@ -8,78 +8,23 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from . import chains, own  # noqa: F401 - chains adds to the list
 from .graph import Node, Slot, Workflow, dump, to_prompt
+from .pieces import SIDE, WORKFLOWS, column_mask, look_at, sampled, saved, stacked, workflow
 
 FOLDER = Path(__file__).parent
-SIDE = 128
-"""Pixels of a side of the demo model's pictures."""
-
-
-# ------------------------------------------------------------------------------------------------------------ pieces
-
-
-def sampled(w: Workflow, model: Slot, demo: Node, prompt: str, seed: int = 1, batch: int = 4, **options: Any) -> Node:
-    """Prompt to decoded pictures, the stock way."""
-    positive = w("CLIPTextEncode", clip=demo[1], text=prompt, title="Prompt")
-    negative = w("CLIPTextEncode", clip=demo[1], text="", title="Negative prompt")
-    if "latent_image" not in options:
-        options["latent_image"] = w("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=batch)[0]
-    settings = {"seed": seed, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-    sampler = w(
-        "KSampler",
-        model=model,
-        positive=positive[0],
-        negative=negative[0],
-        **settings | options,
-    )
-    return w("VAEDecode", samples=sampler[0], vae=demo[2])
-
-
-def saved(w: Workflow, images: Slot) -> Node:
-    """The end of a workflow."""
-    return w("SaveImage", images=images, filename_prefix=f"sparse_atoms/{w.name}")
-
-
-def column_mask(w: Workflow, x: int, width: int) -> Node:
-    """White from ``x`` on, ``width`` pixels wide, over the whole height."""
-    black = w("SolidMask", value=0.0, width=SIDE, height=SIDE)
-    white = w("SolidMask", value=1.0, width=width, height=SIDE)
-    return w(
-        "MaskComposite", destination=black[0], source=white[0], x=x, y=0, operation="add", title=f"Mask {x}-{x + width}"
-    )
-
-
-def stacked(w: Workflow, images: list[Slot]) -> Slot:
-    """Several batches in one."""
-    whole = images[0]
-    for one in images[1:]:
-        whole = w("ImageBatch", image1=whole, image2=one)[0]
-    return whole
 
 
 # --------------------------------------------------------------------------------------------------------- workflows
-
-WORKFLOWS: dict[str, tuple[str, Callable[[Workflow], Node]]] = {}
-"""Name to note and builder, in learning order."""
-
-
-def workflow(name: str, note: str) -> Callable[[Callable[[Workflow], Node]], Callable[[Workflow], Node]]:
-    """Registers a builder; it returns the node whose pictures stand for the workflow."""
-
-    def register(build: Callable[[Workflow], Node]) -> Callable[[Workflow], Node]:
-        WORKFLOWS[name] = (note, build)
-        return build
-
-    return register
 
 
 @workflow(
@@ -278,17 +223,21 @@ def on_one_prompt(w: Workflow) -> Node:
 
 @workflow(
     "13 Combine",
-    "A robot and an owl become one dictionary of at most 800 atoms, applied once: the prompt decides which of them is drawn. "
-    "Raise **first_weight** where the robot is too faint, and lower **budget** to see what goes first. Send the result into Save "
-    "Sparse Dictionary to share both as one file.",
+    "A robot and a penguin become one dictionary, to be shared as one file: send it into Save Sparse Dictionary. Atoms 0 to 15 of "
+    "every site are the robot's and 16 to 31 the penguin's, so that a mask still gives each its place. **budget** keeps only the "
+    "best atoms of both; Atom Info then tells which are left.",
 )
 def combine(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")
-    robot, owl = (w("SparseAtoms_Load", name=f"{name}.safetensors") for name in ("robot", "owl"))
-    both = w("SparseAtoms_Combine", first=robot[0], second=owl[0], budget=800)
-    model = w("SparseAtoms_Apply", model=demo[0], dictionary=both[0])
-    prompts = ("a big robot in the middle in the snow", "a big owl in the middle in the snow")
-    return saved(w, stacked(w, [sampled(w, model[0], demo, prompt, batch=2)[0] for prompt in prompts]))
+    robot, penguin = (w("SparseAtoms_Load", name=f"{name}.safetensors") for name in ("robot", "penguin"))
+    both = w("SparseAtoms_Combine", first=robot[0], second=penguin[0])
+    half = SIDE // 2
+    left = w("SparseAtoms_Mask", dictionary=both[0], mask=column_mask(w, 0, half)[0], atoms="L0-L19[0-15]")
+    right = w("SparseAtoms_Mask", dictionary=left[0], mask=column_mask(w, half, half)[0], atoms="L0-L19[16-31]")
+    model = w("SparseAtoms_Apply", model=demo[0], dictionary=right[0])
+    scenes = ("in the snow", "in the meadow", "in the desert", "at sunset")
+    prompts = [f"a small robot on the left and a small penguin on the right {scene}, picture book" for scene in scenes]
+    return saved(w, stacked(w, [sampled(w, model[0], demo, prompt, batch=1)[0] for prompt in prompts]))
 
 
 @workflow(
@@ -459,9 +408,9 @@ def learn_one_picture(w: Workflow) -> Node:
 
 @workflow(
     "20 Edit in a mask",
-    "Left the plain model's picture; Set Latent Noise Mask lets the robot into its right half alone; a second pass at one and a "
-    "half times the size adds detail; the last goes over the edit with another prompt (img2img). Every step is ComfyUI's own, with "
-    "the dictionary on the model. Lower **denoise** to stay closer to what was there.",
+    "Left the plain model's picture; Set Latent Noise Mask lets the robot into its right half alone; the others go over the edit "
+    "with another prompt (img2img), once gently and once more freely. Every step is ComfyUI's own, with the dictionary on the "
+    "model. Lower **denoise** to stay closer to what was there.",
 )
 def edit_in_a_mask(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")
@@ -477,21 +426,9 @@ def edit_in_a_mask(w: Workflow) -> Node:
 
     both = "a big red house on the left and a big robot on the right in the snow"
     edited = passed(picture[0], both, 0.95, column_mask(w, SIDE // 2, SIDE // 2)[0])
-    large = w("ImageScaleBy", image=edited, upscale_method="bicubic", scale_by=1.5)
-    finer = passed(large[0], both, 0.35)
-    night = passed(edited, "a big red house on the left and a big robot on the right in the night", 0.7)
-    first = w("ImageScaleBy", image=picture[0], upscale_method="bicubic", scale_by=1.5)
-    return saved(w, stacked(w, [first[0], edited, finer, night]))
-
-
-def look_at(w: Workflow, demo: Node, prompt: str) -> dict[str, Any]:
-    """What nodes that draw for themselves need."""
-    return {
-        "model": demo[0],
-        "positive": w("CLIPTextEncode", clip=demo[1], text=prompt, title="Prompt")[0],
-        "negative": w("CLIPTextEncode", clip=demo[1], text="", title="Negative prompt")[0],
-        "latent_image": w("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)[0],
-    }
+    night = "a big red house on the left and a big robot on the right in the night"
+    redrawn = [passed(edited, night, denoise) for denoise in (0.6, 0.8)]
+    return saved(w, stacked(w, [picture[0], edited, *redrawn]))
 
 
 @workflow(
@@ -573,8 +510,8 @@ def two_compared(w: Workflow) -> Node:
 @workflow(
     "27 Record and replay",
     "Record Coefficients draws the left picture and writes down what every atom does; the second has another prompt and another "
-    "seed, the third replays the recording on top of those, the last replays half of it. Set **atoms** of a replay to `up` or "
-    "`attn2` to take over less. Weights and masks act on what is replayed, like on anything else.",
+    "seed, the third replays the recording on top of those (look at its ears), the last replays half of it. Set **atoms** of a "
+    "replay to `up` or `attn2` to take over less. Places are replayed as well, so leave those in the prompt as they were.",
 )
 def record_and_replay(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")
@@ -610,11 +547,14 @@ def atom_mixer(w: Workflow) -> Node:
 
 
 def build(schemas: dict[str, Any]) -> dict[str, tuple[Workflow, Node]]:
-    """Every workflow with the node whose pictures stand for it."""
+    """Every workflow, in learning order, with the node whose pictures stand for it."""
     built = {}
-    for name, (note, builder) in WORKFLOWS.items():
-        w = Workflow(name, note, schemas)
-        built[name] = (w, builder(w))
+    for name in sorted(WORKFLOWS):
+        note, builder = WORKFLOWS[name]
+        kinds = [Workflow(name, note, schemas)]
+        if name[:2] in own.SENSIBLE:
+            kinds.append(own.OwnWorkflow(own.title(name), own.note(name), schemas))
+        built |= {w.name: (w, builder(w)) for w in kinds}
     return built
 
 
@@ -630,7 +570,9 @@ def main() -> None:
         if not name.startswith(options.only):
             continue
         (FOLDER / f"{name}.json").write_bytes(dump(w))
-        if options.pictures:
+        if options.pictures and isinstance(w, own.OwnWorkflow):
+            shutil.copyfile(FOLDER / f"{w.shown}.jpg", FOLDER / f"{name}.jpg")
+        elif options.pictures:
             sheet(_run(options.address, to_prompt(w.to_editor(), schemas), str(last.number))).save(
                 FOLDER / f"{name}.jpg", quality=90
             )

@@ -58,6 +58,43 @@ def test_a_recorded_picture_is_ksamplers_to_the_bit_and_its_heat_fits_it(server:
     assert [value for node, value, _ in result.progress if node == watched][-1] == prompts.STEPS
 
 
+def test_a_replay_brings_the_recorded_picture_back_and_carries_it_to_another_prompt(server: Server) -> None:
+    graph = Graph()
+    demo, learnt = prompts.demo(graph), robot(graph)
+    drawing = looking(graph, demo)
+    watched = graph.add("SparseAtoms_Record", dictionary=learnt[0], atoms="*", **drawing)
+
+    def drawn(dictionary: list, strength: float = 1.0, **settings: object) -> Node:
+        applied = graph.add("SparseAtoms_Apply", model=demo[0], dictionary=dictionary, strength=strength)
+        settings = {"latent": drawing["latent_image"], **settings}
+        return prompts.keep(graph, prompts.sample(graph, applied[0], demo, **settings))
+
+    def replayed(amount: float) -> list:
+        options = dict(recording=watched[1], amount=amount, atoms="*")
+        return graph.add("SparseAtoms_Replay", dictionary=learnt[0], **options)[0]
+
+    other = dict(seed=9, positive=graph.add("CLIPTextEncode", text="a big house in the night", clip=demo[1])[0])
+    black = graph.add("SolidMask", value=0.0, width=128, height=128)
+    nowhere = graph.add("SparseAtoms_Mask", dictionary=replayed(1.0), mask=black[0], atoms="*")
+    recorded = prompts.keep(graph, watched)
+    again = drawn(replayed(1.0))
+    elsewhere = [drawn(d, **other) for d in (learnt[0], replayed(0.0), replayed(0.5), replayed(1.0))]
+    silent = [drawn(nowhere[0], **other), drawn(learnt[0], 0.0, **other)]
+    result = run(server, graph)
+
+    def latents(nodes: list[Node]) -> list[torch.Tensor]:
+        return [server.client.latents(result, node) for node in nodes]
+
+    picture, back = latents([recorded, again])
+    assert 0 < float((back - picture).abs().max()) < 0.01 * float(picture.std())  # half precision of what is kept
+    plain, untouched, half, whole = latents(elsewhere)
+    assert torch.equal(untouched, plain)
+    moved, halfway = (float((found - plain).square().mean().sqrt()) for found in (whole, half))
+    assert 0.02 < halfway < moved
+    masked, without = latents(silent)
+    assert torch.equal(masked, without)
+
+
 def test_a_gallerys_labels_and_thumbnails_and_ones_own_go_into_the_file(server: Server) -> None:
     graph = Graph()
     demo, learnt = prompts.demo(graph), robot(graph)
