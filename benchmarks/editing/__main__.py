@@ -20,10 +20,10 @@ from sparse_core.demo.sprites import FluentArt
 from sparse_core.demo.world import World
 
 from ..machine import versions
-from .edits import Edit, edits
+from .edits import edits
 from .learning import single_picture
-from .methods import Editor, editors
-from .report import Measured, as_markdown, known, summary, write
+from .methods import editors
+from .report import as_markdown, known, measured, summary, write
 from .scores import check
 from .table import Bench
 from .tuning import LORA_RATE, search
@@ -46,20 +46,6 @@ TIERS = {
     "whole": Tier(edits=36, pictures=4, strengths=(0.5, 0.75, 1.25, 1.5)),
     "quick": Tier(edits=12, pictures=1, strengths=(0.5, 1.5)),
 }
-
-
-def finished(bench: Bench, chosen: Sequence[Edit], compared: Sequence[Editor]) -> list[Measured]:
-    """The edits of which nothing is missing."""
-    return [
-        Measured(
-            edit,
-            bench.reference(edit),
-            {editor.name: bench.looks(edit, editor, SEED) for editor in compared},
-            {editor.name: bench.training(edit, editor.method, SEED) for editor in compared if editor.method},
-        )
-        for edit in chosen
-        if bench.complete(edit, compared, SEED)
-    ]
 
 
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -92,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     compared = editors(settings, LORA_RATE, tier.strengths)
     with suppress(KeyboardInterrupt):
         bench.fill(chosen, compared, SEED)
-    found = finished(bench, chosen, compared)
+    found = [measured(bench, edit, compared, SEED) for edit in chosen if bench.complete(edit, compared, SEED)]
     if not found:
         print("No edit is finished yet: start again to go on.")
         return

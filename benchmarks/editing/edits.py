@@ -69,6 +69,11 @@ def truths(world: World, edit: Edit) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return source, target, ~np.asarray(changed, bool)
 
 
+def distance(made: np.ndarray, source: np.ndarray, kept: np.ndarray) -> float:
+    """Mean grey levels between two pictures where nothing is to change: uint8 (h, w, 3) twice, bool (h, w)."""
+    return float(np.abs(made.astype(np.float32) - source)[kept].mean())
+
+
 # -------------------------------------------------------------------------------------------------- one attribute each
 
 

@@ -16,7 +16,8 @@ from ..quality.curves import bootstrap, hypervolume
 from ..tables import table
 from .edits import CHANGES, Edit
 from .methods import DENSITIES, OURS, Editor
-from .scores import preserved
+from .scores import preserved, scored
+from .table import Bench
 
 LEVEL = 0.7
 """Preservation at which methods are compared."""
@@ -31,6 +32,18 @@ class Measured(NamedTuple):
     """Of each method, in the order of its looks."""
     trainings: dict[str, dict[str, Any]]
     """Of each method that learns."""
+
+
+def measured(bench: Bench, edit: Edit, compared: Sequence[Editor], seed: int) -> Measured:
+    """The scores of an edit of which nothing is missing."""
+    reference = bench.reference(edit)
+    (right,) = reference["target"]["seen"]
+    return Measured(
+        edit,
+        {name: scored(edit, cell, right) for name, cell in reference.items()},
+        {editor.name: [scored(edit, cell, right) for cell in bench.looks(edit, editor, seed)] for editor in compared},
+        {editor.name: bench.training(edit, editor.method, seed) for editor in compared if editor.method},
+    )
 
 
 def averages(cells: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]) -> dict[str, float]:

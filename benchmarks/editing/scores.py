@@ -12,16 +12,16 @@ from sparse_core.demo.judge import Score, answers
 from .edits import Edit, named
 
 
-def scored(edit: Edit, readings: Sequence[Mapping[str, str]], distances: Sequence[float]) -> dict[str, list[Any]]:
+def scored(edit: Edit, cell: Mapping[str, Any], right: Mapping[str, str]) -> dict[str, list[Any]]:
     """The scores of an edit's pictures: an entry each.
 
-    :param readings: what the judge says of each.
-    :param distances: see `distance`.
+    :param cell: what the judge saw of each, and its distance, as `Bench` keeps them.
+    :param right: what the judge saw of the right answer.
     """
     return {
-        "obeyed": [obeyed(edit, seen) for seen in readings],
-        "text": [text(edit, seen) for seen in readings],
-        "distance": list(distances),
+        "obeyed": [obeyed(edit, seen) for seen in cell["seen"]],
+        "text": [text(edit, seen, right) for seen in cell["seen"]],
+        "distance": cell["distance"],
     }
 
 
@@ -31,16 +31,18 @@ def obeyed(edit: Edit, seen: Mapping[str, str]) -> bool:
     return all(seen[question] == after[question] for question in after if after[question] != before[question])
 
 
-def text(edit: Edit, seen: Mapping[str, str]) -> float:
-    """Share of all attributes which the edited picture's prompt names that the judge sees."""
+def text(edit: Edit, seen: Mapping[str, str], right: Mapping[str, str]) -> float:
+    """Share of all attributes which the edited picture's prompt names that the judge sees. What it can't read in the right
+    answer is left out: it knows no blue lions, and a picture that keeps one must not lose by that."""
+    found, possible = hits(edit, seen), hits(edit, right)
+    return float(np.mean([hit for hit, can in zip(found, possible, strict=True) if can]))
+
+
+def hits(edit: Edit, seen: Mapping[str, str]) -> list[bool]:
+    """Which attributes of the edited picture's prompt the judge sees."""
     score = Score()
     score.add(named(edit.target), dict(seen))
-    return score.shares()["all"]
-
-
-def distance(made: np.ndarray, source: np.ndarray, kept: np.ndarray) -> float:
-    """Mean grey levels between two pictures where nothing is to change: uint8 (h, w, 3) twice, bool (h, w)."""
-    return float(np.abs(made.astype(np.float32) - source)[kept].mean())
+    return [hit for one in score.hits.values() for hit in one]
 
 
 def preserved(distances: Sequence[float], lowest: Sequence[float], unrelated: Sequence[float]) -> float:

@@ -24,10 +24,9 @@ from ..cells import Cells, digest, source_digest
 from ..quality.methods import Method, Point, Taught, at_work
 from ..quality.table import METHOD_SOURCES, WORLD_SOURCES, file_digest
 from ..quality.words import PromptedHost
-from .edits import Edit, truths
+from .edits import Edit, distance, truths
 from .learning import learn
 from .methods import Editor, Look, edited, inverted_noise, random_noises
-from .scores import distance, scored
 
 HERE = Path(__file__).parent
 CORE = HERE.parent.parent / "sparse_core"
@@ -50,7 +49,7 @@ class Bench:
         parts = [file_digest(path) for path in sorted(bundled_path().rglob("*.safetensors"))]
         learnt_with = [*WORLD_SOURCES, *METHOD_SOURCES, HERE / "edits.py", HERE / "learning.py"]
         seen_with = [CORE / "demo" / "judge.py", CORE / "sampling.py"]
-        seen_with += [HERE / f"{name}.py" for name in ("methods", "scores", "table")]
+        seen_with += [HERE / f"{name}.py" for name in ("methods", "table")]
         self.trained = [parts, source_digest(learnt_with)]
         self.conditions = [self.trained, source_digest(seen_with), pictures]
 
@@ -67,7 +66,7 @@ class Bench:
         return all(key in self.cells for key in keys)
 
     def reference_key(self, edit: Edit) -> str:
-        """Name of the cell of what known pictures score."""
+        """Name of the cell of what is seen in known pictures."""
         return "reference/" + digest([self.conditions, asdict(edit)])
 
     def training_key(self, edit: Edit, method: Method, seed: int) -> str:
@@ -86,7 +85,7 @@ class Bench:
         return next(encode_pictures(self.host, [captioned]))
 
     def reference(self, edit: Edit) -> dict[str, Any]:
-        """What the ends of the scales score: the right answer, the source, its way through the VAE, and the base's pictures:
+        """What is seen at the ends of the scales: the right answer, the source, its way through the VAE, and the base's pictures:
         one from the methods' first noise, and unrelated ones to make the scale from."""
         key = self.reference_key(edit)
         if key not in self.cells:
@@ -96,11 +95,11 @@ class Bench:
             base = self._decoded(edited(self.host, latents, noise, edit.prompts, Look()))
             known = {"target": target[None], "source": source[None], "vae": self._decoded(latents[None])}
             known |= {"base": base[: self.pictures], "unrelated": base[self.pictures :]}
-            self.cells[key] = {name: self._scored(edit, pictures) for name, pictures in known.items()}
+            self.cells[key] = {name: self._seen(edit, pictures) for name, pictures in known.items()}
         return self.cells[key]
 
     def looks(self, edit: Edit, editor: Editor, seed: int) -> list[dict[str, Any]]:
-        """Scores at all settings of a method's sliders, in their order."""
+        """What is seen at all settings of a method's sliders, in their order."""
         key = self.looks_key(edit, editor, seed)
         if key not in self.cells:
             taught = self._taught(edit, editor.method, seed) if editor.method else None
@@ -109,7 +108,7 @@ class Bench:
             for look in editor.looks:
                 with self._at_work(editor.method, taught, look):
                     pictures = self._decoded(self._edited(edit, look, noises))
-                found.append(self._scored(edit, pictures))
+                found.append(self._seen(edit, pictures))
                 sheet.append(pictures[0])
             self._keep_sheet(edit, editor, sheet)
             self.cells[key] = found
@@ -148,9 +147,10 @@ class Bench:
         """uint8 (n, h, w, 3)"""
         return np.stack([np.asarray(picture) for picture in decode_latents(self.host, latents)])
 
-    def _scored(self, edit: Edit, pictures: np.ndarray) -> dict[str, Any]:
+    def _seen(self, edit: Edit, pictures: np.ndarray) -> dict[str, Any]:
+        """What every picture's scores follow from."""
         source, _, kept = truths(self.world, edit)
-        return scored(edit, self.judge.read(pictures), [distance(picture, source, kept) for picture in pictures])
+        return {"seen": self.judge.read(pictures), "distance": [distance(one, source, kept) for one in pictures]}
 
     def _keep_sheet(self, edit: Edit, editor: Editor, pictures: Sequence[np.ndarray]) -> None:
         """Source, right answer, then a picture for each look, in a row."""

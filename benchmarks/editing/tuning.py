@@ -13,7 +13,7 @@ from ..quality.methods import Method
 from .edits import Edit
 from .learning import single_picture
 from .methods import Editor, editors
-from .report import LEVEL, Measured, curve, hypervolume, success_at
+from .report import LEVEL, Measured, curve, hypervolume, measured, success_at
 from .table import Bench
 
 LORA_RATE = 2e-3
@@ -44,10 +44,7 @@ def search(bench: Bench, edits: Sequence[Edit], strengths: Sequence[float], seed
     ):
         variant = replace(editor, method=changed(editor.method, changes))
         bench.fill(edits, [variant], seed)
-        found = [
-            Measured(edit, bench.reference(edit), {variant.name: bench.looks(edit, variant, seed)}, {})
-            for edit in edits
-        ]
+        found = [measured(bench, edit, [variant], seed) for edit in edits]
         one = line(found, variant, changes)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
