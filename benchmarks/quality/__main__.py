@@ -62,12 +62,12 @@ WHOLE = Tier(
     unrelated=30,
 )
 QUICK = Tier(
-    concepts={"dev": 1, "held_out": 2},
+    concepts={"dev": 2, "held_out": 4},
     styles=False,
     methods=(OURS, "LoRA", "Adapter"),
     controls=(),
     seeds=(0,),
-    strengths=(0.5, 1.0, 1.5),
+    strengths=(0.5, 0.75, 1.0, 1.25),
     prompts=24,
     unrelated=12,
 )

@@ -11,6 +11,8 @@ from .methods import Method, Point
 
 OURS = "sparse dictionary"
 DENSITIES = (0.5, 0.25, 0.1)
+STRONG = 1.25
+"""What few atoms are left can be turned up."""
 
 
 def settings(**changes: Any) -> TrainingSettings:
@@ -70,14 +72,15 @@ def named(names: list[str]) -> list[Method]:
 
 
 def points(method: Method, strengths: Sequence[float], random: bool = True) -> tuple[Point, ...]:
-    """Where a method is looked at: along its strength slider, and along the density slider where it has one: a LoRA
-    too, as it can be cut by its singular values.
+    """Where a method is looked at: along its strength slider, and along the density slider where it has one, at full
+    strength and a little beyond: a LoRA too, as it can be cut by its singular values.
 
     :param random: whether removal at random is tried too, for comparison.
     """
     along = [Point(strength) for strength in strengths]
     if method.family == "dictionary" or method.name == "LoRA":
         along += [Point(1.0, density) for density in DENSITIES]
+        along += [Point(STRONG, density) for density in DENSITIES[1:]]
     if method.name == OURS and random:
         along += [Point(1.0, density, "random") for density in DENSITIES]
     return tuple(along)
