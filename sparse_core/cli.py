@@ -11,10 +11,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +25,7 @@ from .controls import SparseAdapter
 from .demo import cli as demo
 from .dictionary import SparseDictionary
 from .files import SUFFIX, load_dictionary, save_dictionary
+from .interrupting import INTERRUPTED, stop_on_interrupt
 from .layers import PROJECTIONS
 from .plan import MaskPlacementError
 from .training import (
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from .pictures import CaptionedPicture
 
 PROGRAM = "sparse-atoms"
-INTERRUPTED = 130
 ATTENTIONS = ("attn1", "attn2")
 STATE_SUFFIX = ".training"
 """Of the file beside the dictionary that holds a training which has not ended."""
@@ -338,22 +336,6 @@ def preview_of(host: DiffusersHost, options: argparse.Namespace, out: Path) -> P
     return Preview(
         condition, negative, (unet.in_channels, unet.sample_size, unet.sample_size), show, options.preview_every
     )
-
-
-@contextmanager
-def stop_on_interrupt() -> Iterator[list[int]]:
-    """Collects the first Ctrl-C in the list it gives; the second one interrupts at once."""
-    received: list[int] = []
-
-    def receive(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, previous)
-
-    previous = signal.signal(signal.SIGINT, receive)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def add_generate(commands: argparse._SubParsersAction) -> None:

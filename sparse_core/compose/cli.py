@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,7 +11,8 @@ from tqdm import tqdm
 from ..addresses import parse_selection
 from ..controls import SparseAdapter
 from ..files import load_dictionary, save_dictionary
-from ..training import Progress, TrainingSettings, questioned, train
+from ..interrupting import INTERRUPTED, stop_on_interrupt
+from ..training import Progress, TrainingSettings, TrainingStopped, questioned, train
 from ..training.metadata import file_metadata
 from .extracting import extract
 
@@ -60,8 +62,8 @@ def add_distil(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_distil)
 
 
-def run_distil(options: argparse.Namespace) -> None:
-    """Distils and saves."""
+def run_distil(options: argparse.Namespace) -> int:
+    """Distils and saves; what was learnt until an interrupt, too."""
     from ..hosts.diffusers import DiffusersHost
     from ..pipelines import load_pipeline
 
@@ -86,15 +88,21 @@ def run_distil(options: argparse.Namespace) -> None:
             seed=options.seed,
             on_step=bar.update,
         )
-    with tqdm(total=settings.steps, desc="learning", unit="step") as bar:
+    with stop_on_interrupt() as stopped, tqdm(total=settings.steps, desc="learning", unit="step") as bar:
 
         def on_step(progress: Progress) -> None:
             bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
             bar.update()
+            if stopped:
+                raise TrainingStopped
 
         dictionary = train(host, asked, settings, on_step, file_metadata(options.title or options.out.stem))
     saved = save_dictionary(dictionary, options.out)
     print(f"{saved}: {len(dictionary)} atoms, {saved.stat().st_size / 1000:.0f} kB")
+    if stopped:
+        print(f"Interrupted; what was learnt in {bar.n} steps is saved.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
 
 
 def read_prompts(given: str) -> list[str]:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sparse_core import cli
+from sparse_core.compose import cli as compose_cli
 from sparse_core.demo.text import load_tokenizer, write_tokenizer
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.training import TrainingSettings, train
@@ -470,16 +471,39 @@ class TestExtract:
         )
 
 
-def test_distil_makes_a_dictionary_of_a_lora(model, tmp_path, capsys):
+@pytest.fixture
+def distilling(tmp_path):
+    """A LoRA, and the arguments that distil it in three steps."""
     generator = torch.Generator().manual_seed(0)
     key = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
     factors = {"A": (2, 24), "B": (16, 2)}
     lora = tmp_path / "lora.safetensors"
     save_file({f"{key}.lora_{n}.weight": torch.randn(s, generator=generator) for n, s in factors.items()}, lora)
     (tmp_path / "prompts.txt").write_text("a zib in the snow\n\na zib\n")
+    prompts = ["--prompt", "a zib", "--prompt", f"@{tmp_path / 'prompts.txt'}"]
+    return ["distil", lora, *prompts, "--pictures", "1", *QUICK[2:4], "--atoms", "2", "--threshold", "0.5"]
+
+
+def test_distil_makes_a_dictionary_of_a_lora(model, tmp_path, distilling):
     out = tmp_path / "distilled.safetensors"
-    options = ["--prompt", "a zib", "--prompt", f"@{tmp_path / 'prompts.txt'}", "--pictures", "1", *QUICK[2:4]]
-    assert run("distil", lora, *options, "--atoms", "2", "--threshold", "0.5", "--out", out, "--model", model) == 0
+    assert run(*distilling, "--out", out, "--model", model) == 0
     dictionary = load_dictionary(out)
     assert dictionary.metadata["training"]["steps_done"] == 3
     assert any(atoms.directions.any() for atoms in dictionary.sites.values())
+
+
+def test_an_interrupted_distil_saves_what_was_learnt(model, tmp_path, distilling, monkeypatch, capsys):
+    def train_with_an_interrupt(host, examples, settings, on_step, metadata):
+        def step(progress):
+            if progress.step == 2:
+                signal.raise_signal(signal.SIGINT)
+            on_step(progress)
+
+        return train(host, examples, settings, step, metadata)
+
+    monkeypatch.setattr(compose_cli, "train", train_with_an_interrupt)
+    out = tmp_path / "interrupted.safetensors"
+    assert run(*distilling, "--out", out, "--model", model) == 130
+    assert load_dictionary(out).metadata["training"]["steps_done"] == 2
+    assert "2 steps is saved" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
