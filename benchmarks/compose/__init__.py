@@ -1,0 +1,1 @@
+"""Composing: two things taught apart, drawn in one picture."""
