@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sparse_core.training import TrainingSettings
+from sparse_core.training import PRESETS, TrainingSettings
 
 from .methods import Method, Point
 
@@ -16,8 +16,8 @@ STRONG = 1.25
 
 
 def settings(**changes: Any) -> TrainingSettings:
-    """Of every method unless it needs its own: a batch is four lessons and four prior pictures."""
-    return TrainingSettings(**{"batch": 8, **changes})
+    """What people get who choose the preset, but for some changes; a batch is four lessons and four prior pictures."""
+    return TrainingSettings(**{**PRESETS["character"], **changes})
 
 
 def peer(name: str, family: str, rate: float, size: float = 1.0) -> Method:
@@ -28,7 +28,7 @@ def peer(name: str, family: str, rate: float, size: float = 1.0) -> Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method(OURS, "dictionary", settings(learning_rate=1.6e-2)),
+        Method(OURS, "dictionary", settings()),
         peer("LoRA", "lora", 2e-3),
         peer("LoRA, half the rank", "lora", 2e-3, 0.5),
         peer("LoRA, a quarter of the rank", "lora", 2e-3, 0.25),
@@ -42,9 +42,9 @@ METHODS: dict[str, Method] = {
 CONTROLS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("dense", "dictionary", settings(learning_rate=1.6e-2, threshold=0.0)),
-        Method("no group term", "dictionary", settings(learning_rate=1.6e-2, sparsity=0.0)),
-        Method("selective", "dictionary", settings(learning_rate=1.6e-2, selective=1e-3)),
+        Method("dense", "dictionary", settings(learning_rate=4e-3, threshold=0.0)),
+        Method("no group term", "dictionary", settings(sparsity=0.0)),
+        Method("selective", "dictionary", settings(selective=1e-3)),
     )
 }
 """What shows which part of the method does what, on the development half."""

@@ -19,6 +19,10 @@ from ..plan import Moment
 from .processes import ALONE, Processes
 from .settings import TrainingSettings
 
+MEASURED_WIDTH = 128
+"""Inputs of the widest projections that learning rates were measured on; encoders of wider ones learn more slowly, so that
+coefficients move no faster."""
+
 
 class Learner(Protocol):
     """An adaptation of a host under training."""
@@ -98,7 +102,13 @@ class DictionaryLearner:
     def learning_rate(self, name: str) -> float:
         """See `Learner`."""
         rate = self.settings.learning_rate
-        return rate if name.endswith("directions") else rate * self.settings.encoder_rate
+        if name.endswith("directions"):
+            return rate
+        rate *= self.settings.encoder_rate
+        if name.endswith("bias"):
+            return rate
+        # A step of Adam moves a_j by up to the rate times the number of inputs, whatever the gradient.
+        return rate * min(1, MEASURED_WIDTH / self.parameters()[name].shape[1])
 
     def at_work(self, prior: Tensor) -> AbstractContextManager[None]:
         """See `Learner`."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_BOLD = {"batch": 8, "learning_rate": 1.6e-2}
+"""Best measured where half of a batch is prior pictures; at twice the rate a training falls apart."""
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "character": {},
-    "object": {},
-    "style": {"steps": 600},
+    "character": _BOLD,
+    "object": _BOLD,
+    "style": {**_BOLD, "steps": 600},
     "single picture": {"steps": 250, "batch": 2, "sparsity": 3e-4},
 }
 """Fields of `TrainingSettings`; no field is about memory, time or chance, so those stay free to choose."""

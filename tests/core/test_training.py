@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from sparse_core.dictionary import SparseDictionary
 from sparse_core.examples import draw_batch
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.hosts.diffusers import DiffusersHost
-from sparse_core.layers import Site
+from sparse_core.layers import Layer, Site
 from sparse_core.training import PRESETS, Example, Preview, Progress, TrainingSettings, TrainingStopped, train
 from sparse_core.training.learners import DictionaryLearner, initial_dictionary
 from sparse_core.training.loop import Trainer, learning_rate_factor
@@ -523,6 +524,17 @@ def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
     assert max(factors) == pytest.approx(1) and 0 < factors[0] <= 0.1 and 9 <= peak <= 11
     assert factors[:peak] == sorted(factors[:peak]) and factors[peak:] == sorted(factors[peak:], reverse=True)
     assert factors[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_coefficients_of_a_wider_model_move_no_faster() -> None:
+    """One step of Adam changes every entry of an encoder by its rate; what it reads has rms 1."""
+
+    def fastest(width: int) -> float:
+        layers = (Layer("middle.0.0.attn1", width, width, width),)
+        host = SimpleNamespace(layers=layers, device=torch.device("cpu"))
+        return width * DictionaryLearner(host, TrainingSettings(atoms=2)).learning_rate("L0.q.encoder")
+
+    assert fastest(64) < fastest(128) == pytest.approx(fastest(512)) == pytest.approx(fastest(1280))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
