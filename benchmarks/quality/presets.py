@@ -34,7 +34,7 @@ METHODS: dict[str, Method] = {
         peer("LoRA, a quarter of the rank", "lora", 2e-3, 0.25),
         peer("DoRA", "dora", 2e-3),
         peer("LoHa", "loha", 4e-3),
-        peer("Adapter", "adapter", 4e-3),
+        peer("Adapter", "adapter", 8e-3),
         Method("textual inversion", "word", settings()),
     )
 }
