@@ -21,8 +21,9 @@ FULL_PYTHON = $(if $(wildcard $(COMFYUI_PATH)/main.py),"$(COMFYUI_PYTHON)",$(PYT
 SPEED :=
 QUALITY :=
 SEE :=
+COMPOSE :=
 
-.PHONY: bench-mixer bench-quality bench-see bench-speed test-browser test-fullsize help demo test test-comfyui lint clean
+.PHONY: bench-compose bench-mixer bench-quality bench-see bench-speed test-browser test-fullsize help demo test test-comfyui lint clean
 
 help:
 	@sed -n '1,3s/^# *//p' Makefile
@@ -66,6 +67,11 @@ bench-quality: $(VENV)/test
 bench-see: $(VENV)/test
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi
 	$(PYTHON) -m benchmarks.see $(SEE)
+
+# Hours; goes on where it was stopped. Options: make bench-compose COMPOSE="--quick"
+bench-compose: $(VENV)/test
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi
+	$(PYTHON) -m benchmarks.compose $(COMPOSE)
 
 test-fullsize:
 	@test -f "$(COMFYUI_PATH)/main.py" || { echo "There is no ComfyUI in $(COMFYUI_PATH). Give its folder: make test-fullsize COMFYUI_PATH=..." >&2; exit 1; }
