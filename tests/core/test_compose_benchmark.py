@@ -195,6 +195,16 @@ def test_a_killed_run_goes_on_where_it_was(bench: Bench, monkeypatch: pytest.Mon
     assert len({bench.key(one) for one in work}) == len(work) == 6
 
 
+def test_a_score_that_passes_wrong_renders_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = Answers([True], [True], [[]]), Answers([False], [True], [[]])
+    monkeypatch.setattr(bench, "references", lambda pair: {"right": good, "wrong": bad})
+    bench.check(TWO)
+    for right, wrong in ((good, good), (bad, bad)):
+        monkeypatch.setattr(bench, "references", lambda pair, ends=(right, wrong): {"right": ends[0], "wrong": ends[1]})
+        with pytest.raises(ValueError, match="of no use for robot"):
+            bench.check(TWO)
+
+
 def test_report_holds_both_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command with everything that computes taken out: half of the pictures right, more at scale .8."""
 
@@ -213,7 +223,7 @@ def test_report_holds_both_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             return self.found[look]
 
         def references(self, pair: Pair) -> dict[str, Answers]:
-            return {name: Answers([True], [True], [[False, False]]) for name in ("right", "wrong")}
+            return {name: Answers([name == "right"], [True], [[False, False]]) for name in ("right", "wrong")}
 
     monkeypatch.setattr(command, "Bench", Quick)
     monkeypatch.setattr(command.report, "draw_sheet", lambda *arguments: None)
