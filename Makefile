@@ -24,7 +24,7 @@ QUALITY :=
 SEE :=
 COMPOSE :=
 
-.PHONY: bench-compose bench-edit bench-mixer bench-quality bench-see bench-speed screenshots test-browser test-fullsize help demo test test-comfyui lint clean
+.PHONY: bench-compose bench-mixer bench-quality bench-see bench-speed test-browser test-fullsize help demo test test-comfyui lint clean
 
 help:
 	@sed -n '1,3s/^# *//p' Makefile

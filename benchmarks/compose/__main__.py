@@ -63,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tier = QUICK if options.quick else WHOLE
     taught = tasks({half: CONCEPTS[half][:CONCEPTS_OF_HALF] for half in HALVES}, STYLES_OF_HALF)
     bench = Bench(Setup(bundled_path(), options.cache, tuple(taught), options.art, prompts=12))
-    met = {half: [pair for pair in pairs(taught, tier.pairs) if pair.half == half] for half in HALVES}
+    chosen_pairs = pairs(taught, tier.pairs)
+    met = {half: [pair for pair in chosen_pairs if pair.half == half] for half in HALVES}
+    for pair in chosen_pairs:
+        bench.check(pair)
 
     tried = looks(met["dev"], tier.seeds, dict.fromkeys(METHODS, SCALES))
     bench.measure(tried, "development half")

@@ -33,6 +33,9 @@ NOISE = 30_000
 SHOWN = 2
 """Pictures of each cell that are kept to be looked at."""
 
+TOLD_APART = 0.8
+"""Least share of right and of wrong renders that the score has to get right."""
+
 
 class Look(NamedTuple):
     """One pair of trainings, joined in one way at one strength."""
@@ -48,7 +51,7 @@ class Look(NamedTuple):
 
 
 class Bench:
-    """Measures looks, each once. Trainings are those of the quality benchmark and shared with it in one cache."""
+    """Measures looks, each once. What the quality benchmark has taught in the same cache is not taught again."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -120,6 +123,19 @@ class Bench:
         else:
             wrong = np.stack([self.lab.studio.render(one.scene, pair.first).picture for one in asked])
         return {name: self.scorer.answers(pair, asked, made) for name, made in (("right", right), ("wrong", wrong))}
+
+    def check(self, pair: Pair) -> None:
+        """A score that can't tell right answers from wrong ones measures nothing.
+
+        :raises ValueError: too many right renders are missed, or too many wrong ones pass.
+        """
+        ends = self.references(pair)
+        right, wrong = (float(np.mean(ends[name].both_present_and_obeyed())) for name in ("right", "wrong"))
+        if right < TOLD_APART or wrong > 1 - TOLD_APART:
+            raise ValueError(
+                f"The score is of no use for {pair.name}: of right renders {right:.0%} pass and of wrong ones {wrong:.0%}; "
+                f"expected at least {TOLD_APART:.0%} and at most {1 - TOLD_APART:.0%}. Train the recognisers for longer."
+            )
 
     def _taught(self, unit: Unit) -> Taught:
         path = self.cells.folder / f"{self.keys.training(unit)}.safetensors"
