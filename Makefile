@@ -24,7 +24,7 @@ QUALITY :=
 SEE :=
 COMPOSE :=
 
-.PHONY: bench-compose bench-mixer bench-quality bench-see bench-speed test-browser test-fullsize help demo test test-comfyui lint clean
+.PHONY: bench-compose bench-edit bench-mixer bench-quality bench-see bench-speed screenshots test-browser test-fullsize help demo test test-comfyui lint clean
 
 help:
 	@sed -n '1,3s/^# *//p' Makefile
@@ -60,7 +60,6 @@ bench-mixer: $(VENV)/test
 	COMFYUI_PATH="$(COMFYUI_PATH)" $(PYTHON) -m benchmarks.mixer_latency
 
 # Hours; goes on where it was stopped. Options: make bench-edit EDIT="--quick"
-.PHONY: bench-edit
 bench-edit: $(VENV)/test
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi
 	$(PYTHON) -m benchmarks.editing $(EDIT)
