@@ -11,8 +11,10 @@ edits that are finished.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +58,9 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     parser.add_argument("--quick", action="store_true", help="the quick tier")
     parser.add_argument("--tune", action="store_true", help="search settings on the development half, keep a log")
     parser.add_argument("--edits", type=int, metavar="N", help="how many (default: 36, quick: 12)")
+    parser.add_argument(
+        "--settings", type=json.loads, default={}, metavar="JSON", help='changes of the preset, such as {"steps": 100}'
+    )
     parser.add_argument("--art", type=Path, metavar="ICONS_JSON", help="(default: $SPARSE_ATOMS_ART or node_modules)")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="keep pictures of every edit here, to look at")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(default: benchmarks/results)")
@@ -74,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         search(bench, edits("dev", tier.edits), tier.strengths, SEED, options.out / "edit-searches.jsonl")
         return
     chosen = edits("held_out", tier.edits)
-    settings = single_picture()
+    settings = replace(single_picture(), **options.settings)
     compared = editors(settings, LORA_RATE, tier.strengths)
     with suppress(KeyboardInterrupt):
         bench.fill(chosen, compared, SEED)

@@ -149,7 +149,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "hypervolume",
         "interval",
         f"obeyed at preserved {report['level']}",
-        "learning, s",
+        "learning, processor s",
         "parameters",
     ]
     rows = [
