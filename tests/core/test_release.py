@@ -23,7 +23,7 @@ def test_the_version_stands_in_one_place_and_heads_the_changelog() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", version)
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
     assert newest == version
-    assert [path for path in SOURCES if "__version__" in path.read_text(encoding="utf-8")] == []
+    assert [path for path in SOURCES if "__version__ =" in path.read_text(encoding="utf-8")] == []
 
 
 def test_the_registry_takes_the_project() -> None:
@@ -52,5 +52,5 @@ def test_sources_are_portable(path: Path) -> None:
 
 def test_only_trainings_of_ones_own_use_autocast() -> None:
     """ComfyUI decides the types of the models it manages."""
-    inside = [path for path in SOURCES if "autocast" in path.read_text(encoding="utf-8")]
+    inside = [path for path in SOURCES if "torch.autocast" in path.read_text(encoding="utf-8")]
     assert not [path for path in inside if path.is_relative_to(ROOT / "nodes") or path.name == "comfyui.py"]
