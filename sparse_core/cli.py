@@ -51,6 +51,7 @@ STATE_SUFFIX = ".training"
 """Of the file beside the dictionary that holds a training which has not ended."""
 DENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Where `info` reads the importance curve."""
+BAR = "\N{FULL BLOCK}"  # sources stay within what every system reads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -443,7 +444,7 @@ def facts_of(dictionary: SparseDictionary, top: int) -> dict:
 def readable(name: str, facts: dict) -> str:
     """The facts for a person to read."""
     curve = [
-        f"  {float(density):5.0%} of the atoms {share:5.0%} {'█' * round(40 * share)}"
+        f"  {float(density):5.0%} of the atoms {share:5.0%} {BAR * round(40 * share)}"
         for density, share in facts["importance_curve"].items()
     ]
     atoms = [

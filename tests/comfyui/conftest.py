@@ -81,13 +81,13 @@ class Server:
         return folder / name
 
 
-def start_server(base: Path, *arguments: str) -> Iterator[Server]:
+def start_server(base: Path, *arguments: str, pack: Path = REPOSITORY) -> Iterator[Server]:
     """Runs a ComfyUI with nothing but this pack, until the iterator is closed."""
     from client import Client
 
     for name in FOLDERS:
         (base / name).mkdir(parents=True)
-    (base / "custom_nodes" / "sparse-atoms").symlink_to(REPOSITORY, target_is_directory=True)
+    (base / "custom_nodes" / "sparse-atoms").symlink_to(pack, target_is_directory=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
