@@ -16,7 +16,7 @@ from sparse_core.controls import SparseAdapter
 
 from ..models import TARGETS
 from ..quality.concepts import WORD
-from ..quality.methods import Taught, _dictionary
+from ..quality.methods import Taught, as_dictionary
 from ..quality.peers import StandInLearner
 from ..quality.presets import OURS
 from ..quality.words import PromptedHost, WordLearner
@@ -37,7 +37,7 @@ class Combined:
     @contextmanager
     def at_work(self, host: PromptedHost, taught: Sequence[Taught], scale: float) -> Iterator[None]:
         """The host with both."""
-        adapters = [SparseAdapter(_dictionary(host, one)) for one in taught]
+        adapters = [SparseAdapter(as_dictionary(host, one)) for one in taught]
         atoms = sum(len(site) for adapter in adapters for site in adapter.dictionary.sites.values())
         joined = combine(adapters, budget=round(self.share * atoms))
         with host.patched([SparseAdapter(joined).at_strength(scale)]):

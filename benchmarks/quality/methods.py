@@ -149,11 +149,12 @@ def keep(host: PromptedHost, learner: WordLearner, lessons: list[Example], prior
                 measure(host, learner.method.snapshot(), some, seed=seed) for some in (lessons, prior)
             )
         dictionary = with_importance(learner.method.snapshot(), measured, elsewhere)
-        return Taught({**_flat(dictionary), **word}, measured.active_share())
+        return Taught({**as_tensors(dictionary), **word}, measured.active_share())
     return Taught({**{name: tensor.detach().clone() for name, tensor in learner.method.parameters().items()}, **word})
 
 
-def _flat(dictionary: SparseDictionary) -> dict[str, Tensor]:
+def as_tensors(dictionary: SparseDictionary) -> dict[str, Tensor]:
+    """A dictionary's tensors by names such as ``L3.v.encoder``."""
     return {f"{site}.{name}": t for site, atoms in dictionary.sites.items() for name, t in atoms.tensors().items()}
 
 
@@ -167,7 +168,7 @@ def at_work(host: PromptedHost, method: Method, taught: Taught, point: Point) ->
     with ExitStack() as undo, torch.no_grad():
         undo.enter_context(host.spoken(WORD, torch.lerp(base, taught.tensors[WordLearner.NAME], point.strength)))
         if method.family == "dictionary" or point.density < 1:
-            dictionary = _dictionary(host, taught) if method.family == "dictionary" else svd(host, taught)
+            dictionary = as_dictionary(host, taught) if method.family == "dictionary" else svd(host, taught)
             kept = Keep(point.density, by=point.by)  # type: ignore[arg-type]
             adapter = SparseAdapter(dictionary).with_controls(kept).at_strength(point.strength)
             undo.enter_context(host.patched([adapter]))
@@ -179,8 +180,8 @@ def at_work(host: PromptedHost, method: Method, taught: Taught, point: Point) ->
         yield
 
 
-def _dictionary(host: PromptedHost, taught: Taught) -> SparseDictionary:
-    """The dictionary that `_flat` took apart."""
+def as_dictionary(host: PromptedHost, taught: Taught) -> SparseDictionary:
+    """The dictionary that `as_tensors` took apart."""
     sites: dict[Site, dict[str, Tensor]] = {}
     for key, tensor in taught.tensors.items():
         if key != WordLearner.NAME:

@@ -12,7 +12,7 @@ from sparse_core.dictionary import Atoms, SparseDictionary
 from sparse_core.examples import Example
 from sparse_core.modules import projection_sites
 
-from ..quality.methods import Method, Taught, _dictionary, svd
+from ..quality.methods import Method, Taught, as_dictionary, svd
 from ..quality.presets import CONTROLS, METHODS, OURS
 from ..quality.words import PromptedHost
 
@@ -40,8 +40,8 @@ def rank_ones(host: PromptedHost, taught: Taught) -> SparseDictionary:
 
 LORA, LORA_SVD = "LoRA, its rank-ones", "LoRA, by SVD"
 SUBJECTS = (
-    Subject(OURS, METHODS[OURS], _dictionary),
-    Subject("dense", CONTROLS["dense"], _dictionary),
+    Subject(OURS, METHODS[OURS], as_dictionary),
+    Subject("dense", CONTROLS["dense"], as_dictionary),
     Subject(LORA, METHODS["LoRA"], rank_ones),
     Subject(LORA_SVD, METHODS["LoRA"], svd),
 )

@@ -24,7 +24,7 @@ from benchmarks.compose.scores import Answers, PairScorer
 from benchmarks.compose.table import Bench, Look, looks
 from benchmarks.quality import presets
 from benchmarks.quality.concepts import CONCEPTS, HALVES, STYLES_OF_HALF, WORD, Studio, pixels, tasks
-from benchmarks.quality.methods import Taught, _dictionary, _flat, new_learner, svd
+from benchmarks.quality.methods import Taught, as_dictionary, as_tensors, new_learner, svd
 from benchmarks.quality.table import Setup
 from benchmarks.quality.words import PromptedHost, WordLearner
 from sparse_core.controls import SparseAdapter
@@ -280,7 +280,7 @@ def taught(host: PromptedHost) -> dict[str, list[Taught]]:
             )
             for site, atoms in start.sites.items()
         }
-        made[presets.OURS].append(Taught(_flat(replace(start, sites=sites)) | word))
+        made[presets.OURS].append(Taught(as_tensors(replace(start, sites=sites)) | word))
     return made
 
 
@@ -302,7 +302,7 @@ def test_joining_whole_adapters_is_stacking_them(
     mine = taught[METHODS[method].trained]
     with composed(host, method, mine, scale):
         joined = seen(host)
-    dictionaries = [(_dictionary if method == DICTIONARIES else svd)(host, one) for one in mine]
+    dictionaries = [(as_dictionary if method == DICTIONARIES else svd)(host, one) for one in mine]
     with ExitStack() as undo:
         for word, one in zip((WORD, SECOND), mine, strict=True):
             undo.enter_context(host.spoken(word, one.tensors[WordLearner.NAME]))
