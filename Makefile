@@ -55,6 +55,12 @@ screenshots: $(VENV)/test
 	@$(PYTHON) -c "import playwright" 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check playwright
 	COMFYUI_PATH="$(COMFYUI_PATH)" $(PYTHON) tests/browser/screenshots.py
 
+# Those, the icon, and the workflows' pictures: half an hour on two cores.
+.PHONY: pictures
+pictures: screenshots
+	$(PYTHON) -m workflows.icon
+	COMFYUI_PATH="$(COMFYUI_PATH)" $(PYTHON) -m workflows.pictures
+
 bench-mixer: $(VENV)/test
 	@$(PYTHON) -c "import playwright" 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check playwright
 	COMFYUI_PATH="$(COMFYUI_PATH)" $(PYTHON) -m benchmarks.mixer_latency

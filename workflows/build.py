@@ -565,15 +565,20 @@ def main() -> None:
     parser.add_argument("--pictures", action="store_true", help="run each workflow and keep what it draws")
     parser.add_argument("--only", default="", metavar="NAME", help="leave out those whose names begin otherwise")
     options = parser.parse_args()
-    schemas = json.loads(_get(options.address, "/object_info"))
+    write(options.address, options.pictures, options.only)
+
+
+def write(address: str, pictures: bool, only: str = "") -> None:
+    """Writes the workflows whose names begin with ``only``, and their pictures if asked for."""
+    schemas = json.loads(_get(address, "/object_info"))
     for name, (w, last) in build(schemas).items():
-        if not name.startswith(options.only):
+        if not name.startswith(only):
             continue
         (FOLDER / f"{name}.json").write_bytes(dump(w))
-        if options.pictures and isinstance(w, own.OwnWorkflow):
+        if pictures and isinstance(w, own.OwnWorkflow):
             shutil.copyfile(FOLDER / f"{w.shown}.jpg", FOLDER / f"{name}.jpg")
-        elif options.pictures:
-            sheet(_run(options.address, to_prompt(w.to_editor(), schemas), str(last.number))).save(
+        elif pictures:
+            sheet(_run(address, to_prompt(w.to_editor(), schemas), str(last.number))).save(
                 FOLDER / f"{name}.jpg", quality=90
             )
         print(name)
