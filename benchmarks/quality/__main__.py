@@ -165,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         second = measured(replace(setup, model=options.second_base), again, options)["held_out"]
         found["second_base"] = {**second, "gain_kept": gain_kept(found["held_out"], second)}
     found |= {
+        "tier": f"{'The quick tier' if options.quick else 'The whole'}: {tier.prompts} prompts for each concept, "
+        f"{tier.unrelated} that name none.",
         "seeds": list(tier.seeds),
         "versions": versions("torch", "diffusers", "peft", "transformers", "numpy"),
         "sampling": setup.sampling(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "area under a method's curve of text against likeness over its sliders, beyond the text of lessons learnt by heart "
         "and the likeness of the untaught base; 95 % bootstrap interval over trainings and prompts. Made by "
         "`make bench-quality`.",
-        f"Seeds {', '.join(map(str, report['seeds']))}. {known}.",
+        f"{report['tier']} Seeds {', '.join(map(str, report['seeds']))}. {known}.",
     ]
     for half in HALVES:
         if report.get(half, {}).get("methods"):
@@ -104,8 +104,12 @@ def _density_table(figures: Mapping[str, Any]) -> str:
     return table(["kept", *(f"{title}: {score}" for title in kinds for score in ("text", "likeness"))], rows)
 
 
+def _places(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    return [p["likeness"] for p in points], [p["text"] for p in points]
+
+
 def draw_curves(figures: Mapping[str, Any], path: Path) -> None:
-    """Text alignment against likeness, a curve for each method over its strength."""
+    """Text alignment against likeness, curves for each method over its strength and, where it has one, its density."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -113,9 +117,13 @@ def draw_curves(figures: Mapping[str, Any], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
     for name, values in figures["methods"].items():
-        points = [p for p in values["points"] if p["density"] == 1]
         style = {"linewidth": 3, "zorder": 3} if name == OURS else {"linewidth": 1.2}
-        axes.plot([p["likeness"] for p in points], [p["text"] for p in points], marker="o", label=name, **style)
+        whole = [p for p in values["points"] if p["density"] == 1]
+        line = axes.plot(*_places(whole), marker="o", label=f"{name}, by strength", **style)[0]
+        fewer = [p for p in values["points"] if p["strength"] == 1 and p["by"] == "importance"]
+        if len(fewer) > 1:
+            style |= {"color": line.get_color(), "linestyle": "--"}
+            axes.plot(*_places(fewer), marker="s", label=f"{name}, by density", **style)
     base = figures["reference"]["base"]
     axes.plot(base["likeness"], base["text"], "k*", markersize=12, label="base")
     axes.set_xlabel("likeness")

@@ -1,7 +1,7 @@
 """Selectivity of ablations and truth of heat maps, of sparse dictionaries and of LoRAs' directions; what looking costs.
 
     python -m benchmarks.see             everything, some five hours on two CPU cores
-    python -m benchmarks.see --quick     three concepts, half an hour
+    python -m benchmarks.see --quick     two concepts, a quarter of an hour
 
 Goes on where it was stopped. Trainings are those of ``benchmarks.quality``, found in the same cache.
 """
@@ -57,7 +57,7 @@ class Tier(NamedTuple):
 
 
 WHOLE = Tier("whole", {"dev": 4, "held_out": 4}, (0, 1), 12)
-QUICK = Tier("quick", {"dev": 1, "held_out": 2}, (0,), 6)
+QUICK = Tier("quick", {"dev": 1, "held_out": 1}, (0,), 4)
 
 
 class Cell(NamedTuple):
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "benchmarks.see", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="the half-hour tier")
+    parser.add_argument("--quick", action="store_true", help="the tier of a quarter of an hour")
     parser.add_argument("--art", type=Path, metavar="ICONS_JSON", help="(default: $SPARSE_ATOMS_ART or node_modules)")
     parser.add_argument(
         "--out", type=Path, default=HERE.parent / "results", metavar="FOLDER", help="(default: benchmarks/results)"
