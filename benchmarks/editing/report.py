@@ -19,7 +19,7 @@ from .methods import DENSITIES, OURS, Editor
 from .scores import preserved, scored
 from .table import Bench
 
-LEVEL = 0.7
+LEVEL = 0.5
 """Preservation at which methods are compared."""
 
 
