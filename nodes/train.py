@@ -185,8 +185,8 @@ class TrainSparseDictionary(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.001,
-                    tooltip="How hard atoms are kept silent on the prior prompts. Higher leaves pictures without the new thing "
-                    "more exactly as they were; needs prior prompts.",
+                    tooltip="How hard atoms are kept silent on the prior prompts. Higher moves pictures without the new thing "
+                    "less, and draws the new thing less like itself; needs prior prompts.",
                     optional=True,
                     advanced=True,
                 ),

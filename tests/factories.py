@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 from torch import Generator
 
+from sparse_core.demo.model import bundled_path
 from sparse_core.dictionary import Atoms, SparseDictionary
 from sparse_core.layers import PROJECTIONS, Layer, Site
 
@@ -27,6 +29,16 @@ LAYERS = (
 
 CHANNELS = 4
 TEXT = {"sd": 24, "sdxl": 20}
+
+
+def _has_model() -> bool:
+    try:
+        return bundled_path().is_dir()
+    except FileNotFoundError:
+        return False
+
+
+needs_model = pytest.mark.skipif(not _has_model(), reason="the demo model's weights are missing")
 
 
 def random_atoms(

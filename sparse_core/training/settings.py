@@ -11,7 +11,7 @@ from ..layers import PROJECTIONS, Layer, Projection, Site
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Defaults are what measured best; see ``docs/method.md``.
+    """Defaults are careful; what measured best is in the presets, see ``docs/method.md``.
 
     :raises ValueError: a value is out of its range.
     """
@@ -43,8 +43,8 @@ class TrainingSettings:
     prior: float = 1.0
     """Weight of the loss on prior pictures (those whose prompts don't name the new thing), >= 0."""
     selective: float = 0.0
-    """Weight of the penalty on coefficients at prior pictures, >= 0: leaves prompts that don't name the new thing as they
-    were."""
+    """Weight of the penalty on coefficients at prior pictures, >= 0: pictures without the new thing move less, at the
+    price of likeness."""
     reseed_every: int = 50
     """Steps between two searches for atoms that never fired, which start anew; >= 0, 0 for never."""
     patience: int = 0

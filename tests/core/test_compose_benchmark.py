@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from factories import needs_model
+
 from benchmarks.compose import __main__ as command
 from benchmarks.compose import report
 from benchmarks.compose.composing import METHODS, Merged, composed
@@ -29,7 +31,7 @@ from benchmarks.quality.table import Setup
 from benchmarks.quality.words import PromptedHost, WordLearner
 from sparse_core.controls import SparseAdapter
 from sparse_core.demo.judge import answers as true_readings
-from sparse_core.demo.model import bundled_path, load_pipeline
+from sparse_core.demo.model import load_pipeline
 from sparse_core.demo.world import Scene
 from sparse_core.training import TrainingSettings
 from sparse_core.training.learners import initial_dictionary
@@ -243,16 +245,6 @@ def test_report_holds_both_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 # ------------------------------------------------------------------------------------------------------------ composing
-
-
-def _has_model() -> bool:
-    try:
-        return bundled_path().is_dir()
-    except FileNotFoundError:
-        return False
-
-
-needs_model = pytest.mark.skipif(not _has_model(), reason="the demo model's weights are missing")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from factories import needs_model
+
 from benchmarks.editing import table
 from benchmarks.editing.__main__ import TIERS, read_arguments
 from benchmarks.editing.edits import CHANGES, Edit, distance, edits, named, truths
@@ -39,23 +41,13 @@ from benchmarks.quality.concepts import half_of
 from benchmarks.quality.methods import Method, Point, at_work
 from benchmarks.quality.words import PromptedHost
 from sparse_core.demo.judge import Judge, answers
-from sparse_core.demo.model import bundled_path, load_pipeline
+from sparse_core.demo.model import load_pipeline
 from sparse_core.demo.sprites import FluentArt
 from sparse_core.demo.world import CORE, World
 from sparse_core.sampling import sample
 from sparse_core.training import Example, TrainingSettings
 
 SHORT = Method(OURS, "dictionary", TrainingSettings(steps=2, batch=1, warm_up=0))
-
-
-def _has_model() -> bool:
-    try:
-        return bundled_path().is_dir()
-    except FileNotFoundError:
-        return False
-
-
-needs_model = pytest.mark.skipif(not _has_model(), reason="the demo model's weights are missing")
 
 
 @pytest.fixture(scope="module")

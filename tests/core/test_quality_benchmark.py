@@ -13,6 +13,8 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from factories import needs_model
+
 from benchmarks.cells import Cells
 from benchmarks.quality import table
 from benchmarks.quality.__main__ import QUICK, WHOLE, choose_tasks, read_arguments, units
@@ -34,21 +36,11 @@ from benchmarks.quality.scores import distance
 from benchmarks.quality.summary import Look, summary
 from benchmarks.quality.table import Keys, Setup, Unit, complete
 from benchmarks.quality.words import PromptedHost
-from sparse_core.demo.model import bundled_path, load_pipeline
+from sparse_core.demo.model import load_pipeline
 from sparse_core.training import Example
 from sparse_core.training.loop import Trainer
 
 ALL = tasks({half: CONCEPTS[half][:4] for half in HALVES}, STYLES_OF_HALF)
-
-
-def _has_model() -> bool:
-    try:
-        return bundled_path().is_dir()
-    except FileNotFoundError:
-        return False
-
-
-needs_model = pytest.mark.skipif(not _has_model(), reason="the demo model's weights are missing")
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
