@@ -14,7 +14,7 @@ from tqdm import tqdm, trange
 
 from .pictures import training_scenes
 from .text import TEXT_WIDTH, load_tokenizer, new_text_encoder, tokenize, write_tokenizer
-from .training import Average, batches, load_checkpoint, rate, save_checkpoint
+from .training import Average, batches, load_checkpoint, rate, reduced_precision, save_checkpoint
 from .vae import LATENT_CHANNELS, new_vae, to_tensor
 from .world import Scene, World, caption, paraphrase
 
@@ -94,7 +94,7 @@ def cache_latents(art: Artwork, work: Path, count: int, seed: int) -> Path:
             renderings = [world.render(s) for s in scenes[i : i + 16]]
             pictures = np.stack([r.picture for r in renderings])
             attention += [np.max(r.masks, axis=0).reshape(16, 8, 16, 8).mean((1, 3)) for r in renderings]
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad(), reduced_precision():
                 latents.append(vae.encoder(to_tensor(pictures).to(memory_format=torch.channels_last)).half().numpy())
         np.save(folder / f"latents-{index:03d}.npy", np.concatenate(latents))
         np.save(folder / f"things-{index:03d}.npy", np.stack(attention).astype(np.float16))
@@ -176,7 +176,7 @@ def train_denoiser(work: Path, steps: int, seed: int, unet_shape: dict[str, Any]
         wanted = signal * noise - spoil * clean
         for group in optimiser.param_groups:
             group["lr"] = group["initial_lr"] * rate(step, steps)
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced_precision():
             context = text_encoder(ids).last_hidden_state
             made = unet(noisy, t, context).sample
         # Backdrops are learnt at once; what the things look like is the lesson.

@@ -18,7 +18,7 @@ from .denoiser import latent_shards
 from .pictures import evaluation_scenes, render_all
 from .scenery import SCENES, STYLES
 from .sprites import COLOURS, Artwork
-from .training import load_checkpoint, rate, save_checkpoint
+from .training import load_checkpoint, rate, reduced_precision, save_checkpoint
 from .vae import new_vae, to_pictures, to_tensor
 from .world import CORE, FURTHER, PLACES, SIZES, Scene, World
 
@@ -175,7 +175,7 @@ def _decoded(vae: nn.Module, latents: np.ndarray, noise: float, seed: int) -> np
     for i in range(0, len(latents), 16):
         z = torch.from_numpy(latents[i : i + 16]).float()
         z = z + noise * torch.rand(len(z), 1, 1, 1, generator=generator) * torch.randn(z.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced_precision():
             out.append(to_pictures(vae.decoder(z.to(memory_format=torch.channels_last)) * 2 - 1))
     return np.concatenate(out)
 
@@ -215,7 +215,7 @@ def train_judge(art: Artwork, work: Path, folder: Path, steps: int, seed: int, s
         chosen = np.sort(rng.integers(0, len(pictures), 64))
         batch = np.stack([pictures[i, side] for i, side in zip(chosen, rng.integers(0, 2, 64), strict=True)])
         optimiser.param_groups[0]["lr"] = 2e-3 * rate(step, steps)
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced_precision():
             logits = judge(_spoil(to_tensor(batch), rng).to(memory_format=torch.channels_last))
         losses = [F.cross_entropy(values.float(), labels[chosen, q]) for q, values in enumerate(logits.values())]
         loss = torch.stack(losses).sum()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from .pictures import collages, render_all, training_scenes
-from .training import Average, load_checkpoint, rate, save_checkpoint
+from .training import Average, load_checkpoint, rate, reduced_precision, save_checkpoint
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
@@ -111,7 +111,7 @@ def train_vae(art: FluentArt, work: Path, steps: int, seed: int, decoder_only: b
         crops = np.stack([pictures[i, y : y + 64, x : x + 64] for i, (y, x) in zip(chosen, corners, strict=True)])
         wanted = to_tensor(crops).to(memory_format=torch.channels_last)
         optimiser.param_groups[0]["lr"] = base_rate * rate(step, steps)
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced_precision():
             with torch.set_grad_enabled(not decoder_only):
                 z = vae.encoder(wanted)
             made = vae.decoder(z + 0.05 * torch.randn_like(z))
