@@ -31,14 +31,36 @@ def sample(
     :param on_step: called after every step; may raise to stop.
     :returns: clean latents, scaled as the UNet sees them.
     """
-    noisy, clean = host.add_noise(torch.zeros_like(noise), noise, torch.zeros(len(noise))), noise
-    for step in range(steps):
-        clean = _estimate(host, noisy, step / steps, condition, guidance, negative)
-        signal, spread = _scales(host, noise, step / steps)
-        left = (noisy - signal * clean) / spread
-        noisy = host.add_noise(clean, left, torch.full((len(noise),), (step + 1) / steps))
-        on_step()
+    noisy = host.add_noise(torch.zeros_like(noise), noise, torch.zeros(len(noise)))
+    _, clean = walk(host, condition, noisy, range(steps), steps, guidance=guidance, negative=negative, on_step=on_step)
     return clean
+
+
+@torch.no_grad()
+def walk(
+    host: Host,
+    condition: Any,
+    noisy: Tensor,
+    part: range,
+    steps: int,
+    *,
+    guidance: float = 3.0,
+    negative: Any | None = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """Some of the steps of `sample`, from latents as noisy as the first of them expects.
+
+    :param part: which of the ``steps``, counted from the noisiest.
+    :returns: the noisy latents after them and the last estimate of the clean ones, both (rows, channels, height, width).
+    """
+    clean = noisy
+    for step in part:
+        clean = _estimate(host, noisy, step / steps, condition, guidance, negative)
+        signal, spread = _scales(host, noisy, step / steps)
+        left = (noisy - signal * clean) / spread
+        noisy = host.add_noise(clean, left, torch.full((len(noisy),), (step + 1) / steps))
+        on_step()
+    return noisy, clean
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
-from sparse_core.training import Example, TrainingSettings
+from sparse_core.examples import Example, with_empty_prompt
+from sparse_core.training import TrainingSettings
 from sparse_core.training.loop import Trainer
 from sparse_core.training.presets import PRESETS
 
@@ -28,12 +29,8 @@ class Learnt(NamedTuple):
 
 
 def learn(host: PromptedHost, example: Example, method: Method, seed: int) -> Learnt:
-    """Trains a method on one picture, half of the time without its prompt; the host is afterwards as it was.
-
-    Guidance draws away from what the empty prompt gives: if that is not the picture too, it overshoots, and all colours
-    grow garish.
-    """
-    examples = [example, replace(example, condition="")]
+    """Trains a method on one picture; the host is afterwards as it was."""
+    examples = with_empty_prompt([example], "") if method.settings.empty_prompt else [example]
     host.pipeline.text_encoder.requires_grad_(False)
     began = time.process_time()
     with host.trainable():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparse_core.sampling import invert
+from sparse_core.sampling import invert, walk
 from sparse_core.training import TrainingSettings
 
 from ..quality.methods import Method
@@ -92,23 +92,7 @@ def edited(host: PromptedHost, source: Tensor, noise: Tensor, prompts: tuple[str
     begin = 0 if look.inverted else look.first
     there = (source if begin else torch.zeros_like(source)).expand_as(noise)
     noisy = host.add_noise(there, noise, torch.full((len(noise),), begin / STEPS))
+    before, after, empty = (host.stack_conditions([prompt] * len(noisy)) for prompt in (*prompts, ""))
     # Without guidance the first steps go back along the inversion.
-    noisy, _ = walked(host, noisy, prompts[0], range(begin, look.first), 1.0)
-    return walked(host, noisy, prompts[1], range(look.first, STEPS), GUIDANCE)[1]
-
-
-def walked(host: PromptedHost, noisy: Tensor, prompt: str, steps: range, guidance: float) -> tuple[Tensor, Tensor]:
-    """Some of the steps that `sparse_core.sampling.sample` takes: the noisy latents after them and the last estimate of the
-    clean ones, (rows, channels, height, width) each."""
-    rows, clean = len(noisy), noisy
-    prompts = [prompt] * rows if guidance == 1 else [""] * rows + [prompt] * rows
-    condition = host.stack_conditions(prompts)
-    zero, one = torch.zeros_like(noisy[:, :1, :1, :1]), torch.ones_like(noisy[:, :1, :1, :1])
-    for step in steps:
-        at, following = (torch.full((rows,), number / STEPS) for number in (step, step + 1))
-        both = len(prompts) // rows
-        guesses = host.denoise(noisy.repeat(both, 1, 1, 1), at.repeat(both), condition).split(rows)
-        clean = torch.lerp(guesses[0], guesses[-1], guidance)
-        noise = (noisy - host.add_noise(one, zero, at) * clean) / host.add_noise(zero, one, at)
-        noisy = host.add_noise(clean, noise, following)
-    return noisy, clean
+    noisy, _ = walk(host, before, noisy, range(begin, look.first), STEPS, guidance=1.0)
+    return walk(host, after, noisy, range(look.first, STEPS), STEPS, guidance=GUIDANCE, negative=empty)[1]

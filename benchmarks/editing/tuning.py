@@ -21,18 +21,16 @@ LORA_RATE = 2e-3
 
 TRIED: Sequence[dict[str, Any]] = (
     {},
+    {"empty_prompt": False},
+    {"learning_rate": 4e-3},
+    {"learning_rate": 1.6e-2},
     {"sparsity": 1e-4},
-    {"sparsity": 1e-5},
-    {"sparsity": 1e-5, "learning_rate": 8e-3},
-    {"sparsity": 1e-5, "learning_rate": 8e-3, "batch": 4},
-    {"sparsity": 1e-5, "learning_rate": 1.6e-2, "batch": 4},
-    {"sparsity": 1e-5, "threshold": 1.5},
-    {"sparsity": 1e-5, "threshold": 2.5},
-    {"sparsity": 1e-5, "attentions": ("attn1",)},
-    {"sparsity": 1e-5, "attentions": ("attn2",)},
+    {"threshold": 1.5},
+    {"attentions": ("attn1",)},
+    {"steps": 200},
 )
 """Changes of the preset, for the dictionary."""
-LORA_TRIED: Sequence[dict[str, Any]] = tuple({"learning_rate": rate} for rate in (5e-4, 1e-3, LORA_RATE, 4e-3))
+LORA_TRIED: Sequence[dict[str, Any]] = tuple({"learning_rate": rate} for rate in (1e-3, LORA_RATE, 4e-3))
 """For the LoRA, which has the preset's steps and pictures."""
 
 
