@@ -148,6 +148,14 @@ def test_wrong_usage_exits_with_2(arguments):
     assert left.value.code == 2
 
 
+# What --multi_gpu means to accelerate is several processes: where there is no GPU, they run on the CPU.
+_ACCELERATE = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --standalone --nproc-per-node 2".split(),
+    "accelerate launch": f"{_ACCELERATE} --dynamo_backend no --main_process_port 0".split(),
+}
+
+
 class TestTrain:
     def test_writes_a_dictionary_that_says_how_it_was_made(self, trained):
         dictionary = load_dictionary(trained)
@@ -289,12 +297,13 @@ class TestTrain:
         assert run("train", images, "--out", plain, "--model", model, *QUICK, "--steps", 4, "--title", "trained") == 0
         assert plain.read_bytes() == out.read_bytes()
 
-    def test_two_launched_processes_train_as_one_with_the_double_batch(self, model, images, tmp_path):
+    @pytest.mark.parametrize("launcher", LAUNCHERS)
+    def test_two_launched_processes_train_as_one_with_the_double_batch(self, launcher, model, images, tmp_path):
         alone, shared = tmp_path / "alone.safetensors", tmp_path / "shared.safetensors"
         base = ("train", images, "--model", model, "--word", "zib", "--atoms", 2, "--threshold", "0.5", "--steps", 3)
         base += ("--preview-prompt", "a zib", "--preview-every", 3)
-        launch = ["--standalone", "--nproc-per-node", 2, "-m", "sparse_core", *base, "--batch", 1, "--out", shared]
-        command = [sys.executable, "-m", "torch.distributed.run", *map(str, launch)]
+        launch = [*LAUNCHERS[launcher], "-m", "sparse_core", *base, "--batch", 1, "--out", shared]
+        command = [sys.executable, "-m", *map(str, launch)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("shared.safetensors:") == 1
