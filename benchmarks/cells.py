@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sparse_core.files import write_atomically
+
+DIGITS = 5
+
 
 class Cells:
     """Results by name. All depend on ``conditions``: under other conditions they are measured anew."""
@@ -30,8 +34,33 @@ class Cells:
         unfinished.write_text(json.dumps(value))
         unfinished.replace(path)
 
+    def take_over(self, file: Path) -> None:
+        """Adds what `hand_on` has put into a file."""
+        for name, value in _read(file).items():
+            if name not in self:
+                self[name] = value
+
+    def hand_on(self, file: Path, names: Iterable[str]) -> None:
+        """Adds those of the named results that are known to a file: a line for each."""
+        known = _read(file) | {name: _rounded(self[name]) for name in names if name in self}
+        lines = [f"{json.dumps([name, known[name]])}\n" for name in sorted(known)]
+        write_atomically(file, "".join(lines).encode())
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(line) for line in file.read_text().splitlines()) if file.is_file() else {}
+
+
+def _rounded(value: Any) -> Any:
+    """A JSON value with numbers of as many digits as anything measured here has."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return {name: _rounded(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def digest(value: Any) -> str:

@@ -6,8 +6,9 @@
     python -m benchmarks.quality --tune --methods lora     learning rates and steps, on the development half
     python -m benchmarks.quality --round threshold         a hypothesis of rounds.py, on the development half
 
-Every figure is kept as soon as it is measured: a run that was stopped goes on where it was. A change of code, settings
-or model measures anew what depends on it.
+Every figure is kept as soon as it is measured: a run that was stopped (Ctrl-C reports what is there) goes on where it was,
+on another machine too if it is given the file ``quality-cells.jsonl`` of the first, which lies beside the report. A change of
+code, settings or model measures anew what depends on it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +28,10 @@ from ..machine import versions
 from . import report
 from .concepts import CONCEPTS, HALVES, STYLES_OF_HALF, Task, sprite_files, tasks
 from .methods import Method
-from .presets import CONTROLS, METHODS, OURS, named, points
+from .presets import CONTROLS, MAIN, METHODS, named, points
 from .rounds import ROUNDS
-from .summary import gain_kept, looks, summary
-from .table import Keys, Setup, Unit, fill
+from .summary import comparable, gain_kept, looks, summary
+from .table import Keys, Setup, Unit, fill, names
 from .tuning import grid, search
 
 HERE = Path(__file__).parent
@@ -64,7 +66,7 @@ WHOLE = Tier(
 QUICK = Tier(
     concepts={"dev": 2, "held_out": 4},
     styles=False,
-    methods=(OURS, "LoRA", "Adapter"),
+    methods=MAIN,
     controls=(),
     seeds=(0,),
     strengths=(0.5, 0.75, 1.0, 1.25),
@@ -82,15 +84,20 @@ def choose_tasks(tier: Tier, sprites: Path | None) -> list[Task]:
 
 
 def units(chosen: Sequence[Task], tier: Tier, methods: Sequence[Method], controls: Sequence[Method]) -> list[Unit]:
-    """All work, so ordered that a table of all methods is there early and gets more certain. Controls are tried on the
-    development half with one seed."""
-    made = []
-    for seed in tier.seeds:
-        for task in chosen:
-            made += [Unit(task, seed, method, points(method, tier.strengths)) for method in methods]
-            if task.half == "dev" and seed == tier.seeds[0]:
-                made += [Unit(task, seed, method, points(method, tier.strengths)) for method in controls]
-    return made
+    """All work, so ordered that what matters most is known first: the main methods, then the controls, on the development
+    half, then other methods, then further seeds of the main methods."""
+    first, *further = tier.seeds
+    main = [method for method in methods if method.name in MAIN]
+    others = [method for method in methods if method.name not in MAIN]
+    dev = [task for task in chosen if task.half == "dev"]
+    parts = [(first, main, chosen), (first, controls, dev), (first, others, chosen)]
+    parts += [(seed, main, chosen) for seed in further]
+    return [
+        Unit(task, seed, method, points(method, tier.strengths))
+        for seed, some, where in parts
+        for task in where
+        for method in some
+    ]
 
 
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -177,8 +184,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measured(setup: Setup, work: Sequence[Unit], options: argparse.Namespace) -> dict[str, Any]:
     """The figures of both halves, once everything missing is measured."""
-    fill(setup, work, options.workers, options.threads)
-    found = looks(Keys(setup), Cells(setup.cache, {"table": "quality"}), work)
+    keys, cells, file = Keys(setup), Cells(setup.cache, {"table": "quality"}), options.out / "quality-cells.jsonl"
+    cells.take_over(file)
+    with suppress(KeyboardInterrupt):
+        fill(setup, work, options.workers, options.threads)
+    cells.hand_on(file, (name for unit in work for name in names(keys, unit)))
+    found = comparable(looks(keys, cells, work), work)
     return {half: summary(found, half) for half in reversed(HALVES)}
 
 

@@ -30,15 +30,17 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(OURS, "dictionary", settings()),
         peer("LoRA", "lora", 2e-3),
-        peer("LoRA, half the rank", "lora", 2e-3, 0.5),
-        peer("LoRA, a quarter of the rank", "lora", 2e-3, 0.25),
+        peer("Adapter", "adapter", 8e-3),
         peer("DoRA", "dora", 2e-3),
         peer("LoHa", "loha", 4e-3),
-        peer("Adapter", "adapter", 8e-3),
         Method("textual inversion", "word", settings()),
+        peer("LoRA, half the rank", "lora", 2e-3, 0.5),
+        peer("LoRA, a quarter of the rank", "lora", 2e-3, 0.25),
     )
 }
 """What is compared on both halves."""
+MAIN = (OURS, "LoRA", "Adapter")
+"""What is compared first, and again with further seeds."""
 CONTROLS: dict[str, Method] = {
     method.name: method
     for method in (

@@ -54,6 +54,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 def _half(figures: Mapping[str, Any], picture: str) -> list[str]:
     header = [
         "method",
+        "trainings",
         "parameters",
         "hypervolume",
         "interval",
@@ -64,6 +65,7 @@ def _half(figures: Mapping[str, Any], picture: str) -> list[str]:
     rows = [
         [
             name,
+            f["trainings"],
             f["params"],
             f["hypervolume"][1],
             f"{f['hypervolume'][0]:.3f} to {f['hypervolume'][2]:.3f}",

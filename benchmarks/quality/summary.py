@@ -57,6 +57,18 @@ def looks(keys: Keys, cells: Cells, units: Iterable[Unit]) -> list[Look]:
     ]
 
 
+def comparable(found: Sequence[Look], work: Iterable[Unit]) -> list[Look]:
+    """Without what a method has learnt with a seed while something of that half is missing: a mean over other tasks than
+    those of other methods says nothing."""
+
+    def group(unit: Unit) -> tuple[Half, str, int]:
+        return unit.task.half, unit.method.name, unit.seed
+
+    known = {look.unit for look in found}
+    unfinished = {group(unit) for unit in work if unit not in known}
+    return [look for look in found if group(look.unit) not in unfinished]
+
+
 def summary(found: Sequence[Look], half: Half) -> dict[str, Any]:
     """The figures of one half."""
     of_half = [look for look in found if look.unit.task.half == half]
@@ -109,6 +121,7 @@ def _method(mine: Sequence[Look], common: float | None) -> dict[str, Any]:
         "likeness_at_text_95_of_base": gain(ALIGNED * base_text),
         "drift_at_equal_likeness": None if common is None else drift_at(common),
         "unchanged": whole.get("unchanged"),
+        "trainings": len(mine),
         "params": round(mean(look.training["parameters"] for look in mine)),
         "bytes": round(mean(look.training["bytes"] for look in mine)),
         "training_seconds": mean(look.training["seconds"] for look in mine),

@@ -209,7 +209,7 @@ class Lab:
     def _taught(self, unit: Unit) -> Taught:
         key = self.keys.training(unit)
         path = self.cells.folder / f"{key}.safetensors"
-        if key not in self.cells:
+        if key not in self.cells or not path.is_file():  # figures come along in files, weights do not
             training = teach(self.sampler, self.studio, unit.task, unit.method, unit.seed)
             size = training.taught.save(path)
             self.cells[key] = {
@@ -283,5 +283,9 @@ def _filled(lab: Lab, setup: Setup, units: Sequence[Unit], workers: int, threads
 
 def complete(keys: Keys, cells: Cells, unit: Unit) -> bool:
     """Whether nothing of a unit is missing."""
-    names = [keys.training(unit), keys.reference(unit.task), *(keys.point(unit, point) for point in unit.points)]
-    return all(name in cells for name in names)
+    return all(name in cells for name in names(keys, unit))
+
+
+def names(keys: Keys, unit: Unit) -> list[str]:
+    """Of all cells of a unit."""
+    return [keys.training(unit), keys.reference(unit.task), *(keys.point(unit, point) for point in unit.points)]

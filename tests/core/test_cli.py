@@ -151,7 +151,7 @@ def test_wrong_usage_exits_with_2(arguments):
 # What --multi_gpu means to accelerate is several processes: where there is no GPU, they run on the CPU.
 _ACCELERATE = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
 LAUNCHERS = {
-    "torchrun": "torch.distributed.run --standalone --nproc-per-node 2".split(),
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
     "accelerate launch": f"{_ACCELERATE} --dynamo_backend no --main_process_port 0".split(),
 }
 

@@ -31,9 +31,9 @@ from benchmarks.quality.concepts import (
 )
 from benchmarks.quality.curves import best_likeness, bootstrap, cost_at, hypervolume
 from benchmarks.quality.methods import Method, Point, Taught, at_work, budget, keep, new_learner
-from benchmarks.quality.presets import CONTROLS, DENSITIES, METHODS, OURS, named, points
+from benchmarks.quality.presets import CONTROLS, DENSITIES, MAIN, METHODS, OURS, named, points
 from benchmarks.quality.scores import distance
-from benchmarks.quality.summary import Look, summary
+from benchmarks.quality.summary import Look, comparable, summary
 from benchmarks.quality.table import Keys, Setup, Unit, complete
 from benchmarks.quality.words import PromptedHost
 from sparse_core.demo.model import load_pipeline
@@ -233,6 +233,39 @@ def test_a_killed_run_goes_on_where_it_was(setup: Setup, monkeypatch: pytest.Mon
     table.fill(setup, work, workers=1, threads=1)
     assert all(complete(keys, cells, one) for one in work)
     assert len(made) == len(set(made)) == 6  # two trainings and four looks, none of them twice
+
+
+def test_figures_travel_in_a_file_and_keep_what_others_have_put_there(tmp_path: Path) -> None:
+    first, second, third = (Cells(tmp_path / name, {}) for name in ("first", "second", "third"))
+    first["point/a"] = {"drift": [1 / 3, 2.0], "hits": [3]}
+    first["point/b"] = 1
+    first.hand_on(tmp_path / "cells.jsonl", ["point/a", "point/unknown"])
+    second["point/c"] = "other"
+    second.hand_on(tmp_path / "cells.jsonl", ["point/c"])
+    third["point/c"] = "own"
+    third.take_over(tmp_path / "cells.jsonl")
+    assert third["point/a"] == {"drift": [0.33333, 2.0], "hits": [3]}
+    assert third["point/c"] == "own" and "point/b" not in third
+    third.take_over(tmp_path / "nothing")
+
+
+def test_a_method_is_compared_once_it_has_learnt_all_tasks_of_a_half() -> None:
+    work = [unit(task=task, method=METHODS[name], seed=seed) for task in ALL for name in MAIN for seed in (0, 1)]
+    missing = [next(u for u in work if u.task.half == "dev" and u.method.name == "LoRA" and u.seed == 1)]
+    found = [Look(u, {}, {}, {}) for u in work if u not in missing]
+    left_out = {(u.task.half, u.method.name, u.seed) for u in work} - {
+        (look.unit.task.half, look.unit.method.name, look.unit.seed) for look in comparable(found, work)
+    }
+    assert left_out == {("dev", "LoRA", 1)}
+
+
+def test_what_matters_most_is_measured_first() -> None:
+    whole = units(choose_tasks(WHOLE, None), WHOLE, named(list(WHOLE.methods)), named(list(WHOLE.controls)))
+    kinds = ["main" if u.method.name in MAIN and u.seed == 0 else "again" if u.seed else "more" for u in whole]
+    assert list(dict.fromkeys(kinds)) == ["main", "more", "again"] and kinds == sorted(
+        kinds, key=["main", "more", "again"].index
+    )
+    assert {u.method.name for u in whole if u.seed} == set(MAIN)
 
 
 def test_both_tiers_hold_what_is_to_be_shown() -> None:
