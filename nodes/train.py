@@ -60,8 +60,7 @@ class TrainSparseDictionary(io.ComfyNode):
                     "preset",
                     options=[CUSTOM, *PRESETS],
                     tooltip="What you want to teach. A preset brings its own values: this node's steps, learning_rate, batch, "
-                    "atoms, attention, projections, threshold, sparsity, accumulate, warm_up and ema count for custom only. single "
-                    "picture needs the empty prompt at negative.",
+                    "atoms, attention, projections, threshold, sparsity, accumulate, warm_up and ema count for custom only.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -136,8 +135,7 @@ class TrainSparseDictionary(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="The empty prompt, through CLIP Text Encode: needed to paint the prior pictures and the preview, and "
-                    "by the preset single picture, which learns the picture without its words too.",
+                    tooltip="The empty prompt, through CLIP Text Encode: needed to paint the prior pictures and the preview.",
                 ),
                 io.Conditioning.Input(
                     "preview",
@@ -329,11 +327,9 @@ class TrainSparseDictionary(io.ComfyNode):
 
         examples = examples_of(host, latents, captions, loss_mask)
         shape = tuple(latents[0]["samples"].shape[1:])
-        if (prior or preview or settings.empty_prompt) and not negative:
-            wanted = f"The preset {preset[0]}" if settings.empty_prompt else "A prior or preview prompt"
+        if (prior or preview) and not negative:
             raise ValueError(
-                f"{wanted} needs the empty prompt, but nothing is connected to negative. Connect a CLIP Text Encode with an "
-                "empty text to it."
+                "A prior or preview prompt is connected, but no negative prompt. Connect an empty CLIP Text Encode to it."
             )
         if prior:
             examples += prior_examples(
@@ -358,7 +354,6 @@ class TrainSparseDictionary(io.ComfyNode):
             settings,
             on_step,
             metadata=file_metadata(name[0]),
-            empty=single_entries(negative)[0] if negative else None,
             held_out=examples_of(host, held_out or [], held_out_captions or []),
             preview=picture,
             autosave=state,

@@ -182,7 +182,6 @@ SETTINGS = {
     "sparsity": "how strongly unneeded atoms are emptied",
     "prior": "how much prior pictures count beside those to learn",
     "selective": "how strongly atoms are kept silent on the prior prompts",
-    "empty_prompt": "learn every picture with the empty prompt as well, as suits a single one",
     "reseed_every": "steps between two searches for atoms that never fired, which start anew; 0 for never",
     "patience": "stop when the held-out pictures fared no better for this many checks; 0 for never",
     "check_every": "steps between two checks",
@@ -282,7 +281,6 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
             settings,
             on_step,
             metadata,
-            empty=host.encode_prompt("", size_in_pixels(host, examples[0].latents)),
             held_out=held_out,
             preview=preview,
             autosave=state,
@@ -316,19 +314,14 @@ def read_prior(host: DiffusersHost, options: argparse.Namespace, like: Tensor, q
         pictures = read_folder(options.prior_folder, None, native_side(host.pipeline))
         examples += [replace(example, prior=True) for example in read_examples(host, pictures, quiet)]
     if options.prior_prompts:
-        size = size_in_pixels(host, like)
+        factor = host.pipeline.vae_scale_factor
+        size = like.shape[-2] * factor, like.shape[-1] * factor
         conditions = [host.encode_prompt(prompt, size) for prompt in options.prior_prompts]
         with tqdm(desc="drawing prior pictures", unit="step", leave=False, disable=quiet) as bar:
             examples += prior_examples(
                 host, conditions, host.encode_prompt("", size), tuple(like.shape), on_step=bar.update
             )
     return examples
-
-
-def size_in_pixels(host: DiffusersHost, latents: Tensor) -> tuple[int, int]:
-    """Height and width of the picture that latents (channels, height, width) are of."""
-    factor = host.pipeline.vae_scale_factor
-    return latents.shape[-2] * factor, latents.shape[-1] * factor
 
 
 def preview_of(host: DiffusersHost, options: argparse.Namespace, out: Path) -> Preview:

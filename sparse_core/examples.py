@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -53,11 +53,6 @@ class Batch(NamedTuple):
     """(rows,) bool."""
     target: Tensor
     """What the model should estimate: the latents, or a teacher's answers."""
-
-
-def with_empty_prompt(examples: Sequence[Example], empty: Any) -> list[Example]:
-    """The examples, and those to learn from once more with the condition of the empty prompt in place of their own."""
-    return [*examples, *(replace(example, condition=empty) for example in examples if not example.prior)]
 
 
 def draw_batch(

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
-from sparse_core.examples import Example, with_empty_prompt
+from sparse_core.examples import Example
 from sparse_core.training import TrainingSettings
 from sparse_core.training.loop import Trainer
 from sparse_core.training.presets import PRESETS
@@ -30,7 +30,6 @@ class Learnt(NamedTuple):
 
 def learn(host: PromptedHost, example: Example, method: Method, seed: int) -> Learnt:
     """Trains a method on one picture; the host is afterwards as it was."""
-    examples = with_empty_prompt([example], "") if method.settings.empty_prompt else [example]
     host.pipeline.text_encoder.requires_grad_(False)
     began = time.process_time()
     with host.trainable():
@@ -38,8 +37,8 @@ def learn(host: PromptedHost, example: Example, method: Method, seed: int) -> Le
         learner = new_learner(host, method, seed)
         for tensor in learner.parameters().values():
             tensor.requires_grad_()
-        trainer = Trainer(host, learner, examples, replace(method.settings, seed=seed))
+        trainer = Trainer(host, learner, [example], replace(method.settings, seed=seed))
         while not trainer.finished:
             trainer.advance()
-    taught = keep(host, learner, examples, examples, seed)
+    taught = keep(host, learner, [example], [example], seed)
     return Learnt(taught, time.process_time() - began)

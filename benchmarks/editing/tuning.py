@@ -21,13 +21,12 @@ LORA_RATE = 2e-3
 
 TRIED: Sequence[dict[str, Any]] = (
     {},
-    {"empty_prompt": False},
-    {"learning_rate": 4e-3},
     {"learning_rate": 1.6e-2},
     {"sparsity": 1e-4},
+    {"learning_rate": 4e-3},
+    {"steps": 200},
     {"threshold": 1.5},
     {"attentions": ("attn1",)},
-    {"steps": 200},
 )
 """Changes of the preset, for the dictionary."""
 LORA_TRIED: Sequence[dict[str, Any]] = tuple({"learning_rate": rate} for rate in (1e-3, LORA_RATE, 4e-3))

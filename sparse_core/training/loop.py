@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..analysis.importance import measure, with_importance
 from ..dictionary import SparseDictionary
-from ..examples import Batch, Example, draw_batch, with_empty_prompt
+from ..examples import Batch, Example, draw_batch
 from ..hosts.base import Host
 from .learners import DictionaryLearner, Learner, rates
 from .objective import loss_weight, squared_error
@@ -213,7 +213,6 @@ def train(
     on_step: Callable[[Progress], None] = lambda progress: None,
     metadata: dict[str, Any] | None = None,
     *,
-    empty: Any | None = None,
     held_out: Sequence[Example] = (),
     preview: Preview | None = None,
     autosave: Path | None = None,
@@ -224,7 +223,6 @@ def train(
 
     :param on_step: called after every step; may raise `TrainingStopped`, or what the host raises when a person cancels.
     :param metadata: kept in the dictionary, beside the training record.
-    :param empty: the host's condition of the empty prompt, which ``settings.empty_prompt`` needs.
     :param held_out: pictures to watch for overfitting.
     :param preview: a picture to draw along the way, before ``on_step`` is called; it changes nothing that is learnt.
     :param autosave: a file for the training's state: written every ``autosave_every`` steps and at a stop, gone on from
@@ -233,8 +231,8 @@ def train(
         All give the same dictionary, and the first alone writes ``autosave``.
     :returns: the dictionary, directions of unit norm, importance measured on the examples, and on prior examples what it
         is elsewhere.
-    :raises ValueError: there are no examples, there is patience with nothing held out, the empty prompt is missing, the loss
-        stops being a number, or ``autosave`` is of another training.
+    :raises ValueError: there are no examples, there is patience with nothing held out, the loss stops being a number, or
+        ``autosave`` is of another training.
     :raises MemoryError: the device's memory does not suffice.
     """
     if settings.patience and not held_out:
@@ -242,13 +240,6 @@ def train(
             f"patience is {settings.patience}, but no pictures are held out to watch. Give some that are not learnt from, or "
             "set patience to 0."
         )
-    if settings.empty_prompt:
-        if empty is None:
-            raise ValueError(
-                "These settings learn every picture with the empty prompt as well, but there is none. Give its condition, or "
-                "set empty_prompt to false."
-            )
-        examples = with_empty_prompt(examples, empty)
     with host.trainable(settings.checkpointing):
         learner = DictionaryLearner(host, settings, processes)
         trainer = Trainer(host, learner, examples, settings, held_out, processes)

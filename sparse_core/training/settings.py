@@ -45,9 +45,6 @@ class TrainingSettings:
     selective: float = 0.0
     """Weight of the penalty on coefficients at prior pictures, >= 0: pictures without the new thing move less, at the
     price of likeness."""
-    empty_prompt: bool = False
-    """Whether every picture is learnt with the empty prompt as well. Guidance draws away from what that gives: of a single
-    picture, whose caption holds all there is to know, it would overshoot."""
     reseed_every: int = 50
     """Steps between two searches for atoms that never fired, which start anew; >= 0, 0 for never."""
     patience: int = 0

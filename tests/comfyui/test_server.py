@@ -166,7 +166,7 @@ def test_a_preview_without_a_negative_prompt_is_refused(server: Server) -> None:
     prompt = graph.add("CLIPTextEncode", text="a zib at night", clip=demo[1])
     trained = prompts.training(graph, demo, seed=13, preview=prompt[0])
     graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix="refused")
-    assert "needs the empty prompt" in server.client.run(graph).error
+    assert "no negative prompt" in server.client.run(graph).error
 
 
 def test_a_preset_brings_its_own_values_and_custom_takes_those_of_the_node(server: Server) -> None:
@@ -175,15 +175,14 @@ def test_a_preset_brings_its_own_values_and_custom_takes_those_of_the_node(serve
         graph = Graph()
         demo = prompts.demo(graph)
         values = {"steps": 3, "sparsity": 2e-4, "accumulate": 2, "ema": 0.5, "warm_up": 0.5}
-        empty = graph.add("CLIPTextEncode", text="", clip=demo[1])
-        trained = prompts.training(graph, demo, preset=preset, seed=14, negative=empty[0], **values)
+        trained = prompts.training(graph, demo, preset=preset, seed=14, **values)
         graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix=f"preset {preset}")
         assert not server.client.run(graph, cancel_at=2 if preset != "custom" else None).error
         file = server.dictionaries / f"preset {preset}_00001_.safetensors"
         records[preset] = load_dictionary(file).metadata["training"]
-    names = ("steps", "batch", "sparsity", "accumulate", "ema", "warm_up", "seed", "empty_prompt")
-    assert [records["custom"][name] for name in names] == [3, 2, 2e-4, 2, 0.5, 0.5, 14, False]
-    assert [records["single picture"][name] for name in names] == [100, 4, 1e-5, 1, 0.0, 0.05, 14, True]
+    names = ("steps", "batch", "sparsity", "accumulate", "ema", "warm_up", "seed")
+    assert [records["custom"][name] for name in names] == [3, 2, 2e-4, 2, 0.5, 0.5, 14]
+    assert [records["single picture"][name] for name in names] == [100, 4, 1e-5, 1, 0.0, 0.05, 14]
 
 
 def test_held_out_pictures_need_captions_and_patience_needs_them(server: Server) -> None:

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from sparse_core.analysis.importance import measure
 from sparse_core.controls import SparseAdapter
 from sparse_core.dictionary import SparseDictionary
-from sparse_core.examples import draw_batch, with_empty_prompt
+from sparse_core.examples import draw_batch
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.layers import Layer, Site
@@ -451,14 +451,6 @@ def test_a_setting_out_of_range_is_named(name: str, value: float) -> None:
 def test_every_preset_is_in_range_and_leaves_memory_time_and_chance_alone(name: str) -> None:
     assert replace(TrainingSettings(), **PRESETS[name]).steps >= 1
     assert not {"accumulate", "checkpointing", "autocast", "seed"} & PRESETS[name].keys()
-
-
-def test_the_empty_prompt_is_learnt_with_every_picture_but_prior_ones(host: DiffusersHost) -> None:
-    lesson, kept = make_examples(1)[0], make_examples(1, prior=True)[0]
-    learnt = [(e.condition, e.prior) for e in with_empty_prompt([lesson, kept], "empty")]
-    assert learnt == [(lesson.condition, False), (kept.condition, True), ("empty", False)]
-    with pytest.raises(ValueError, match="empty prompt"):
-        train(host, [lesson], replace(QUICK, empty_prompt=True))
 
 
 def test_presets_differ_in_what_they_are_for() -> None:
