@@ -394,9 +394,7 @@ def learn_one_picture(w: Workflow) -> Node:
         latents=latent[0],
         captions=caption[0],
         name="one picture",
-        steps=250,
-        batch=2,
-        sparsity=3e-4,
+        preset="single picture",
     )
     pictures = [picture[0]]
     for density in (1.0, 0.5, 0.25, 0.1):

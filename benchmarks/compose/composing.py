@@ -87,6 +87,7 @@ class Merged:
 METHODS: dict[str, Combined | Merged] = {
     "dictionaries combined, all atoms": Combined(1.0),
     "dictionaries combined, a quarter of the atoms": Combined(0.25),
+    "dictionaries combined, a tenth of the atoms": Combined(0.1),
     "LoRAs added": Merged("cat"),
     "LoRAs added, weights .7": Merged("cat", 0.7),
     "LoRAs merged by SVD": Merged("svd"),
