@@ -48,11 +48,14 @@ FEWEST = 0.1
 """Share of the atoms kept at strengths other than 1, beside all of them."""
 
 
-def editors(settings: TrainingSettings, rate: float, strengths: Sequence[float]) -> list[Editor]:
+def editors(
+    settings: TrainingSettings, rate: float, strengths: Sequence[float], learnt_and_inverted: bool = False
+) -> list[Editor]:
     """All that are compared.
 
     :param settings: of the dictionary; the LoRA's differ in the ``rate`` alone.
     :param strengths: beside 1.
+    :param learnt_and_inverted: whether what has learnt the picture is tried from its inverted noise too.
     """
     dictionary = Method(OURS, "dictionary", settings)
     lora = Method("LoRA", "lora", replace(settings, learning_rate=rate))
@@ -60,11 +63,14 @@ def editors(settings: TrainingSettings, rate: float, strengths: Sequence[float])
     grid = tuple(Look(density=density) for density in DENSITIES)
     grid += tuple(Look(strength, density) for strength in strengths for density in (1.0, FEWEST))
     inverted = tuple(Look(first=first, inverted=True) for first in range(8))
+    both = [
+        Editor(f"{OURS}, inverted noise", dictionary, inverted[:5]),
+        Editor("LoRA, inverted noise", lora, inverted[:5]),
+    ]
     return [
         Editor(OURS, dictionary, grid),
         Editor("LoRA", lora, grid),
-        Editor(f"{OURS}, inverted noise", dictionary, inverted[:5]),
-        Editor("LoRA, inverted noise", lora, inverted[:5]),
+        *(both if learnt_and_inverted else []),
         Editor("image to image", None, tuple(Look(first=first) for first in range(2, 9))),
         Editor("inversion", None, inverted),
     ]

@@ -29,7 +29,7 @@ TRIED: Sequence[dict[str, Any]] = (
     {"attentions": ("attn1",)},
 )
 """Changes of the preset, for the dictionary."""
-LORA_TRIED: Sequence[dict[str, Any]] = tuple({"learning_rate": rate} for rate in (1e-3, LORA_RATE, 4e-3))
+LORA_TRIED: Sequence[dict[str, Any]] = tuple({"learning_rate": rate} for rate in (LORA_RATE, 4e-3, 8e-3))
 """For the LoRA, which has the preset's steps and pictures."""
 
 

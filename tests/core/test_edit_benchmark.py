@@ -184,7 +184,7 @@ def test_success_at_a_level_of_preservation(points: list[tuple[float, float]], s
 
 
 def test_ours_and_the_lora_have_the_same_sliders_and_settings() -> None:
-    by_name = {editor.name: editor for editor in editors(single_picture(), 1e-3, (0.5, 1.5))}
+    by_name = {editor.name: editor for editor in editors(single_picture(), 1e-3, (0.5, 1.5), True)}
     ours, lora = by_name[OURS], by_name["LoRA"]
     assert ours.looks == lora.looks
     assert {look.density for look in ours.looks} == set(DENSITIES)
@@ -293,7 +293,7 @@ def _made_up(edit: Edit, compared: list[Editor]) -> Measured:
 
 
 def test_the_report_holds_what_is_asked_of_it(tmp_path: Path) -> None:
-    compared = editors(single_picture(), 1e-3, (0.5, 1.5))
+    compared = editors(single_picture(), 1e-3, (0.5, 1.5), True)
     figures = summary([_made_up(edit, compared) for edit in edits("held_out", 6)], compared)
     report = figures | {
         "tier": "quick",
