@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
@@ -94,15 +94,25 @@ class Desk:
     def __init__(self, page: Page, address: str) -> None:
         self.page = page
         self.address = address
+        self.shown: dict[str, Any] = {}
+        """The settings that the front end was opened with."""
         page.set_default_timeout(WAIT)
 
     def open(self, *, vue: bool = False, light: bool = False) -> None:
-        """Opens the front end with the renderer and the theme."""
-        self._keep("Comfy.VueNodes.Enabled", vue)
-        self._keep("Comfy.ColorPalette", "light" if light else "dark")
-        self._keep("Comfy.TutorialCompleted", True)
+        """Opens the front end with the renderer and the theme; where it is open so already, it stays: that takes seconds."""
+        settings = {
+            "Comfy.VueNodes.Enabled": vue,
+            "Comfy.ColorPalette": "light" if light else "dark",
+            "Comfy.TutorialCompleted": True,
+            "Comfy.Window.UnloadConfirmation": False,
+        }
+        if settings == self.shown and not self.page.locator("dialog[open], [role=dialog]").count():
+            return
+        for setting, value in settings.items():
+            self._keep(setting, value)
         self.page.goto(f"http://{self.address}/", wait_until="commit")
         self.page.wait_for_function("window.app?.graph && window.app.extensionManager?.workflow?.activeWorkflow")
+        self.shown = settings
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Loads a workflow and brings its mixer into sight."""
@@ -153,7 +163,7 @@ class Desk:
     def run(self, seconds: float = 200) -> dict[str, Any]:
         """Presses Run and waits for the prompt's end; gives its entry in the history."""
         known = set(self.history())
-        self.page.evaluate("app.queuePrompt(0)")
+        self.page.get_by_test_id("queue-button").click()
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             new = [entry for name, entry in self.history().items() if name not in known]
@@ -175,13 +185,25 @@ class Desk:
 
 
 @contextmanager
-def browser_page() -> Iterator[Page]:
-    """An empty page, wide enough for the front end."""
+def browser() -> Iterator[Browser]:
+    """Chromium, without a window."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
-        context = browser.new_context(viewport={"width": 1280, "height": 900})
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        yield context.new_page()
+        yield browser
         browser.close()
+
+
+def new_page(browser: Browser) -> Page:
+    """An empty page, wide enough for the front end, that shares nothing with others."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    return context.new_page()
+
+
+@contextmanager
+def browser_page() -> Iterator[Page]:
+    """A page in a browser of its own."""
+    with browser() as one:
+        yield new_page(one)

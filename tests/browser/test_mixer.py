@@ -23,7 +23,6 @@ SECOND = "L15.o[12]"
 HOSTILE = '<img src=x onerror="window.hacked = 1; alert(1)">'
 
 pytestmark = pytest.mark.timeout(900)
-renderers = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
 
 
 def changed(workflow: dict[str, Any], kind: str, *values: Any) -> dict[str, Any]:
@@ -45,7 +44,6 @@ def open_with(mixer: Desk, workflow: dict[str, Any], mix: str = "", *, vue: bool
     mixer.filled()
 
 
-@renderers
 def test_strips_write_lines_that_outlive_the_workflow_file(mixer: Desk, workflow: dict[str, Any], vue: bool) -> None:
     open_with(mixer, workflow, vue=vue)
     expect(mixer.panel.locator(".sa-said")).to_contain_text("1280 atoms")
@@ -102,7 +100,6 @@ def test_undo_in_the_panel_is_not_undo_in_the_graph(mixer: Desk, workflow: dict[
     assert lines(mixer)[1:] == []
 
 
-@renderers
 def test_the_keyboard_reaches_everything(mixer: Desk, workflow: dict[str, Any], vue: bool) -> None:
     open_with(mixer, workflow, vue=vue)
     keyboard = mixer.page.keyboard
@@ -246,7 +243,6 @@ def test_a_dictionary_is_picked_by_its_picture(mixer: Desk, workflow: dict[str, 
     expect(mixer.page.locator(".sa-browse")).to_have_count(0)
 
 
-@renderers
 def test_a_mixer_in_a_subgraph_keeps_its_atoms_and_lines(mixer: Desk, workflow: dict[str, Any], vue: bool) -> None:
     open_with(mixer, workflow, f"{STRONGEST} = 0.5\n", vue=vue)
     mixer.page.evaluate(
