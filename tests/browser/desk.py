@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -121,7 +122,12 @@ class Desk:
 
     def look(self) -> None:
         """Brings the mixer into sight at full size."""
-        self.page.wait_for_function(f"app.canvas.graph.nodes.some(node => node.comfyClass === '{MIXER}')")
+        self.look_at(MIXER)
+        self.panel.wait_for()
+
+    def look_at(self, kind: str) -> None:
+        """Brings a node into sight at full size."""
+        self.page.wait_for_function("kind => app.canvas.graph.nodes.some(node => node.comfyClass === kind)", arg=kind)
         self.page.evaluate(
             """kind => {
                 const node = app.canvas.graph.nodes.find(node => node.comfyClass === kind);
@@ -129,9 +135,8 @@ class Desk:
                 app.canvas.ds.offset = [140 - node.pos[0], 140 - node.pos[1]];
                 app.canvas.setDirty(true, true);
             }""",
-            MIXER,
+            kind,
         )
-        self.panel.wait_for()
 
     @property
     def panel(self) -> Locator:
@@ -182,6 +187,15 @@ class Desk:
             f"http://{self.address}/settings/{setting}", json.dumps(value).encode(), method="POST"
         )
         urllib.request.urlopen(request).close()
+
+
+def changed(workflow: dict[str, Any], kind: str, *values: Any) -> dict[str, Any]:
+    """The workflow with other values in the widgets of one kind of node."""
+    other = copy.deepcopy(workflow)
+    for node in other["nodes"]:
+        if node["type"] == kind:
+            node["widgets_values"][: len(values)] = values
+    return other
 
 
 @contextmanager

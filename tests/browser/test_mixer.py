@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from desk import MIXER, REPOSITORY, Desk
+from desk import MIXER, REPOSITORY, Desk, changed
 from playwright.sync_api import expect
 
 from sparse_core.files import load_dictionary, save_dictionary
@@ -23,15 +20,6 @@ SECOND = "L15.o[12]"
 HOSTILE = '<img src=x onerror="window.hacked = 1; alert(1)">'
 
 pytestmark = pytest.mark.timeout(900)
-
-
-def changed(workflow: dict[str, Any], kind: str, *values: Any) -> dict[str, Any]:
-    """The workflow with other values in the widgets of one kind of node."""
-    other = copy.deepcopy(workflow)
-    for node in other["nodes"]:
-        if node["type"] == kind:
-            node["widgets_values"][: len(values)] = values
-    return other
 
 
 def lines(mixer: Desk) -> list[str]:
@@ -260,36 +248,3 @@ def test_a_mixer_in_a_subgraph_keeps_its_atoms_and_lines(mixer: Desk, workflow: 
     prompt = mixer.page.evaluate("async () => (await app.graphToPrompt()).output")
     (sent,) = (node["inputs"]["mix"] for node in prompt.values() if node["class_type"] == MIXER)
     assert sent == mixer.text
-
-
-def test_a_run_fills_the_panel_and_the_picture_brings_the_strips_back(mixer: Desk, workflow: dict[str, Any]) -> None:
-    import numpy as np
-    from PIL import Image
-
-    quick = copy.deepcopy(workflow)
-    for node in quick["nodes"]:
-        if node["type"] == "KSampler":
-            node["widgets_values"][2] = 4
-    open_with(mixer, quick)
-    mixer.panel.locator(".sa-density-slider").fill("0")
-    expected = mixer.text
-    entry = mixer.run()
-    assert entry["status"]["status_str"] == "success"
-    told = next(output["sparse_atoms"][0] for output in entry["outputs"].values() if "sparse_atoms" in output)
-    assert told["hash"] == HASH and len(told["atoms"]) == 1280
-
-    (images,) = (output["images"] for output in entry["outputs"].values() if "images" in output)
-    files = [mixer.page.request.get(f"http://{mixer.address}/view", params=image).body() for image in images]
-    full, none = (np.asarray(Image.open(io.BytesIO(files[i])).convert("RGB")).astype(int) for i in (0, 2))
-    assert np.abs(full - none).mean() > 1, "the mixer changed nothing"
-
-    assert json.loads(Image.open(io.BytesIO(files[0])).info["workflow"])["nodes"]
-    mixer.page.evaluate("app.graph.clear()")
-    mixer.page.evaluate(
-        """bytes => app.handleFile(new File([new Uint8Array(bytes)], "robot.png", { type: "image/png" }))""",
-        list(files[0]),
-    )
-    mixer.look()
-    mixer.filled()
-    assert mixer.text == expected
-    expect(mixer.panel.locator(".sa-density .sa-number")).to_have_value("0")
