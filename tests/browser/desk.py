@@ -28,6 +28,8 @@ WAIT = 240_000
 """Milliseconds for what the browser waits for; a busy machine is slow."""
 FLAGS = ("--no-sandbox", "--disable-background-networking")
 MIXER = "SparseAtoms_Mixer"
+STEPS = 4
+"""Of a sampling whose picture tells enough."""
 
 
 def python() -> Path | None:
@@ -120,22 +122,45 @@ class Desk:
         self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
         self.look()
 
-    def look(self) -> None:
-        """Brings the mixer into sight at full size."""
-        self.look_at(MIXER)
+    def look(self, scale: float = 1.0) -> None:
+        """Brings the mixer into sight."""
+        self.look_at(MIXER, scale)
         self.panel.wait_for()
 
-    def look_at(self, kind: str) -> None:
-        """Brings a node into sight at full size."""
+    def look_at(self, kind: str, scale: float = 1.0) -> None:
+        """Brings a node into sight, at the left."""
         self.page.wait_for_function("kind => app.canvas.graph.nodes.some(node => node.comfyClass === kind)", arg=kind)
         self.page.evaluate(
-            """kind => {
+            """([kind, scale]) => {
                 const node = app.canvas.graph.nodes.find(node => node.comfyClass === kind);
-                app.canvas.ds.scale = 1;
-                app.canvas.ds.offset = [140 - node.pos[0], 140 - node.pos[1]];
+                app.canvas.ds.scale = scale;
+                app.canvas.ds.offset = [140 / scale - node.pos[0], 140 / scale - node.pos[1]];
                 app.canvas.setDirty(true, true);
             }""",
-            kind,
+            [kind, scale],
+        )
+
+    def title(self, kind: str = MIXER) -> tuple[float, float]:
+        """A place on the title of a node, in pixels of the page."""
+        return self._place(kind, "[node.pos[0] + 100, node.pos[1] - 15]")
+
+    def corner(self, kind: str = MIXER) -> tuple[float, float]:
+        """The lower right corner of a node, by which it is resized, in pixels of the page."""
+        return self._place(kind, "[node.pos[0] + node.size[0] - 3, node.pos[1] + node.size[1] - 3]")
+
+    def _place(self, kind: str, of_node: str) -> tuple[float, float]:
+        """:param of_node: a place in the graph, in JavaScript."""
+        return tuple(
+            self.page.evaluate(
+                f"""kind => {{
+                    const node = app.canvas.graph.nodes.find(node => node.comfyClass === kind);
+                    const {{ left, top }} = app.canvas.canvas.getBoundingClientRect();
+                    const {{ scale, offset }} = app.canvas.ds;
+                    const [x, y] = {of_node};
+                    return [left + (x + offset[0]) * scale, top + (y + offset[1]) * scale];
+                }}""",
+                kind,
+            )
         )
 
     @property
@@ -196,6 +221,11 @@ def changed(workflow: dict[str, Any], kind: str, *values: Any) -> dict[str, Any]
         if node["type"] == kind:
             node["widgets_values"][: len(values)] = values
     return other
+
+
+def few_steps(workflow: dict[str, Any]) -> dict[str, Any]:
+    """The workflow with one small picture of everything, quickly drawn."""
+    return changed(changed(workflow, "KSampler", 1, "fixed", STEPS), "EmptyLatentImage", 128, 128, 1)
 
 
 @contextmanager

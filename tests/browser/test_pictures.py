@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from desk import MIXER, Desk, changed
+from desk import MIXER, STEPS, Desk, changed, few_steps
 from PIL import Image
 from playwright.sync_api import expect
 
 STRONGEST = "L15.o[14]"
 SECOND = "L15.o[0]"
-STEPS = 4
 FEW_STEPS = """steps => {
     for (const node of app.graph.nodes) {
         const set = (name, value) => (node.widgets.find((widget) => widget.name === name).value = value);
@@ -74,8 +73,7 @@ def more_on_the_left(one: np.ndarray, other: np.ndarray) -> bool:
 @pytest.fixture
 def quick(workflow: dict[str, Any]) -> dict[str, Any]:
     """The shipped workflow with few steps, one picture of each, and a mix that changes nothing."""
-    quick = changed(changed(workflow, MIXER, ""), "EmptyLatentImage", 128, 128, 1)
-    return changed(quick, "KSampler", 1, "fixed", STEPS)
+    return few_steps(changed(workflow, MIXER, ""))
 
 
 def test_a_template_opens_and_its_picture_arrives(mixer: Desk) -> None:
