@@ -541,6 +541,23 @@ def atom_mixer(w: Workflow) -> Node:
     return saved(w, stacked(w, [sampled(w, m[0], demo, prompt, batch=2)[0] for m in models]))
 
 
+@workflow(
+    "31 Find an atom",
+    "Run once: the gallery draws what each strong atom does, and gives the mixer a picture for its strip. Rest the pointer on a strip's "
+    "picture to see what it paints, move its slider, and run again: only the last pictures are drawn anew. A **Save** after the "
+    "gallery keeps pictures and names in the file, so that every mixer has them at once.",
+)
+def find_an_atom(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    prompt = "a big robot on the left in the snow"
+    gallery = w("SparseAtoms_Gallery", dictionary=robot[0], vae=demo[2], atoms="top:16", **look_at(w, demo, prompt))
+    w("PreviewImage", images=gallery[0])
+    mixed = w("SparseAtoms_Mixer", dictionary=gallery[1], mix="L15.o[14] = -1\n")
+    models = [w("SparseAtoms_Apply", model=demo[0], dictionary=d) for d in (robot[0], mixed[0])]
+    return saved(w, stacked(w, [sampled(w, m[0], demo, prompt, batch=2)[0] for m in models]))
+
+
 # ---------------------------------------------------------------------------------------------------------- building
 
 

@@ -15,6 +15,8 @@ COLUMN, GAP, ROW, TITLE = 360, 60, 24, 40
 """Pixels: width of a column, space between nodes, height of a slot or widget, and of a title."""
 PANELS = {"SparseAtoms_Mixer": 18}
 """Rows that a node's panel takes beyond its widgets."""
+WIDE = {"SparseAtoms_Mixer": 480}
+"""Pixels that a node needs to be worked with, where that is more than a column holds."""
 
 
 class Slot(NamedTuple):
@@ -57,6 +59,10 @@ class Node:
     def is_widget(self, kind: str, options: dict[str, Any]) -> bool:
         """Whether the editor draws an input as a widget."""
         return kind in WIDGETS and not options.get("forceInput")
+
+    def width(self) -> int:
+        """Of the node, not of its column."""
+        return WIDE.get(self.kind, COLUMN - GAP)
 
     def height(self) -> int:
         """What the editor needs to draw it, about."""
@@ -133,7 +139,7 @@ class Workflow:
                     "id": node.number,
                     "type": node.kind,
                     "pos": places[node.number],
-                    "size": [COLUMN - GAP, node.height()],
+                    "size": [node.width(), node.height()],
                     "flags": {},
                     "order": node.number - 1,
                     "mode": 0,
@@ -163,12 +169,13 @@ class Workflow:
             readers = [n for n in self.nodes if any(isinstance(v, Slot) and v.node is node for v in n.inputs.values())]
             movable = node.column <= 1 and node is not self.nodes[0] and readers
             columns[node.number] = min(columns[n.number] for n in readers) - 1 if movable else node.column
+        widths = [max(n.width() for n in self.nodes if columns[n.number] == c) for c in sorted(set(columns.values()))]
         heights: dict[int, int] = {}
         places = {}
         for node in self.nodes:
             column = columns[node.number]
             y = heights.get(column, 0)
-            places[node.number] = [column * COLUMN, y]
+            places[node.number] = [sum(widths[:column]) + column * GAP, y]
             heights[column] = y + node.height() + GAP
         return places
 
