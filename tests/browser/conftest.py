@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import desk
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 WHY_NOT = desk.why_not()
 WORKFLOW = desk.REPOSITORY / "workflows" / "30 Atom mixer.json"
@@ -40,15 +43,36 @@ def address(base: Path) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for all tests."""
+    with desk.browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["canvas", "vue"])
+def vue(request: pytest.FixtureRequest) -> bool:
+    """Which of the front end's renderers draws the nodes. For the session, so that one follows the other: to change it takes
+    a new start of the front end."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def _front_end(address: str, browser: Browser) -> tuple[desk.Desk, list[str]]:
+    page = desk.new_page(browser)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("dialog", lambda dialog: (errors.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
+    return desk.Desk(page, address), errors
+
+
 @pytest.fixture
-def mixer(address: str) -> Iterator[desk.Desk]:
-    """A browser at the server. What goes wrong in the page fails the test."""
-    with desk.browser_page() as page:
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("dialog", lambda dialog: (errors.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
-        yield desk.Desk(page, address)
-        assert errors == []
+def mixer(_front_end: tuple[desk.Desk, list[str]]) -> Iterator[desk.Desk]:
+    """The front end in a page that all tests share. What goes wrong in it fails the test."""
+    mixer, errors = _front_end
+    errors.clear()
+    yield mixer
+    assert errors == []
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
@@ -27,6 +28,8 @@ WAIT = 240_000
 """Milliseconds for what the browser waits for; a busy machine is slow."""
 FLAGS = ("--no-sandbox", "--disable-background-networking")
 MIXER = "SparseAtoms_Mixer"
+STEPS = 4
+"""Of a sampling whose picture tells enough."""
 
 
 def python() -> Path | None:
@@ -94,34 +97,71 @@ class Desk:
     def __init__(self, page: Page, address: str) -> None:
         self.page = page
         self.address = address
+        self.shown: dict[str, Any] = {}
+        """The settings that the front end was opened with."""
         page.set_default_timeout(WAIT)
 
     def open(self, *, vue: bool = False, light: bool = False) -> None:
-        """Opens the front end with the renderer and the theme."""
-        self._keep("Comfy.VueNodes.Enabled", vue)
-        self._keep("Comfy.ColorPalette", "light" if light else "dark")
-        self._keep("Comfy.TutorialCompleted", True)
+        """Opens the front end with the renderer and the theme; where it is open so already, it stays: that takes seconds."""
+        settings = {
+            "Comfy.VueNodes.Enabled": vue,
+            "Comfy.ColorPalette": "light" if light else "dark",
+            "Comfy.TutorialCompleted": True,
+            "Comfy.Window.UnloadConfirmation": False,
+        }
+        if settings == self.shown and not self.page.locator("dialog[open], [role=dialog]").count():
+            return
+        for setting, value in settings.items():
+            self._keep(setting, value)
         self.page.goto(f"http://{self.address}/", wait_until="commit")
         self.page.wait_for_function("window.app?.graph && window.app.extensionManager?.workflow?.activeWorkflow")
+        self.shown = settings
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Loads a workflow and brings its mixer into sight."""
         self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
         self.look()
 
-    def look(self) -> None:
-        """Brings the mixer into sight at full size."""
-        self.page.wait_for_function(f"app.canvas.graph.nodes.some(node => node.comfyClass === '{MIXER}')")
+    def look(self, scale: float = 1.0) -> None:
+        """Brings the mixer into sight."""
+        self.look_at(MIXER, scale)
+        self.panel.wait_for()
+
+    def look_at(self, kind: str, scale: float = 1.0) -> None:
+        """Brings a node into sight, at the left."""
+        self.page.wait_for_function("kind => app.canvas.graph.nodes.some(node => node.comfyClass === kind)", arg=kind)
         self.page.evaluate(
-            """kind => {
+            """([kind, scale]) => {
                 const node = app.canvas.graph.nodes.find(node => node.comfyClass === kind);
-                app.canvas.ds.scale = 1;
-                app.canvas.ds.offset = [140 - node.pos[0], 140 - node.pos[1]];
+                app.canvas.ds.scale = scale;
+                app.canvas.ds.offset = [140 / scale - node.pos[0], 140 / scale - node.pos[1]];
                 app.canvas.setDirty(true, true);
             }""",
-            MIXER,
+            [kind, scale],
         )
-        self.panel.wait_for()
+
+    def title(self, kind: str = MIXER) -> tuple[float, float]:
+        """A place on the title of a node, in pixels of the page."""
+        return self._place(kind, "[node.pos[0] + 100, node.pos[1] - 15]")
+
+    def corner(self, kind: str = MIXER) -> tuple[float, float]:
+        """The lower right corner of a node, by which it is resized, in pixels of the page."""
+        return self._place(kind, "[node.pos[0] + node.size[0] - 3, node.pos[1] + node.size[1] - 3]")
+
+    def _place(self, kind: str, of_node: str) -> tuple[float, float]:
+        """:param of_node: a place in the graph, in JavaScript."""
+        return tuple(
+            self.page.evaluate(
+                f"""kind => {{
+                    const node = app.canvas.graph.nodes.find(node => node.comfyClass === kind);
+                    const {{ left, top }} = app.canvas.canvas.getBoundingClientRect();
+                    const {{ scale, offset }} = app.canvas.ds;
+                    const [x, y] = {of_node};
+                    return [left + (x + offset[0]) * scale, top + (y + offset[1]) * scale];
+                }}""",
+                kind,
+            )
+        )
 
     @property
     def panel(self) -> Locator:
@@ -153,7 +193,7 @@ class Desk:
     def run(self, seconds: float = 200) -> dict[str, Any]:
         """Presses Run and waits for the prompt's end; gives its entry in the history."""
         known = set(self.history())
-        self.page.evaluate("app.queuePrompt(0)")
+        self.page.get_by_test_id("queue-button").click()
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             new = [entry for name, entry in self.history().items() if name not in known]
@@ -174,14 +214,40 @@ class Desk:
         urllib.request.urlopen(request).close()
 
 
+def changed(workflow: dict[str, Any], kind: str, *values: Any) -> dict[str, Any]:
+    """The workflow with other values in the widgets of one kind of node."""
+    other = copy.deepcopy(workflow)
+    for node in other["nodes"]:
+        if node["type"] == kind:
+            node["widgets_values"][: len(values)] = values
+    return other
+
+
+def few_steps(workflow: dict[str, Any]) -> dict[str, Any]:
+    """The workflow with one small picture of everything, quickly drawn."""
+    return changed(changed(workflow, "KSampler", 1, "fixed", STEPS), "EmptyLatentImage", 128, 128, 1)
+
+
 @contextmanager
-def browser_page() -> Iterator[Page]:
-    """An empty page, wide enough for the front end."""
+def browser() -> Iterator[Browser]:
+    """Chromium, without a window."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
-        context = browser.new_context(viewport={"width": 1280, "height": 900})
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        yield context.new_page()
+        yield browser
         browser.close()
+
+
+def new_page(browser: Browser) -> Page:
+    """An empty page, wide enough for the front end, that shares nothing with others."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    return context.new_page()
+
+
+@contextmanager
+def browser_page() -> Iterator[Page]:
+    """A page in a browser of its own."""
+    with browser() as one:
+        yield new_page(one)

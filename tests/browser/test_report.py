@@ -8,7 +8,7 @@ from pathlib import Path
 
 import desk
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from sparse_core.cli import main
 from sparse_core.files import load_dictionary, save_dictionary
@@ -39,16 +39,17 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def report(page_file: Path) -> Iterator[Page]:
+def report(page_file: Path, browser: Browser) -> Iterator[Page]:
     """The page, open. What it asks the network for, and what goes wrong in it, fails the test."""
-    with desk.browser_page() as page:
-        trouble: list[str] = []
-        page.on("request", lambda request: trouble.append(request.url) if request.url.startswith("http") else None)
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("dialog", lambda dialog: (trouble.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
-        page.goto(page_file.as_uri())
-        yield page
-        assert trouble == []
+    page = desk.new_page(browser)
+    trouble: list[str] = []
+    page.on("request", lambda request: trouble.append(request.url) if request.url.startswith("http") else None)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("dialog", lambda dialog: (trouble.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
+    page.goto(page_file.as_uri())
+    yield page
+    page.context.close()
+    assert trouble == []
 
 
 def test_a_report_loads_nothing_and_shows_hostile_texts_as_text(report: Page) -> None:
