@@ -18,8 +18,8 @@ class DemoPictures(io.ComfyNode):
             node_id="SparseAtoms_DemoPictures",
             display_name="Demo Pictures",
             category=CATEGORY,
-            description="Six captioned pictures of a creature, or in a style, that the demo model has never seen. Send the pictures through VAE "
-            "Encode and the captions through CLIP Text Encode into Train Sparse Dictionary.",
+            description="Six captioned pictures of a creature, or in a style, that the demo model has never seen. Send the "
+            "pictures through VAE Encode and the captions through CLIP Text Encode into Train Sparse Dictionary.",
             search_aliases=["sparse atoms", "dataset", "training images"],
             inputs=[
                 io.Combo.Input(
