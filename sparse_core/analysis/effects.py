@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..addresses import Not, Or, Selection
@@ -101,12 +102,38 @@ def difference_map(difference: Tensor) -> Tensor:
 
 
 def cut_out(gallery: Gallery, effect: Effect) -> Tensor:
-    """The picture with what the atoms paint in colour and the rest faded: (height, width, 3) in 0..1. It stands for the
-    atoms in a list."""
-    removed = gallery.removed(effect)
-    share = (removed / removed.max().clamp(min=1e-9)).clamp(0, 1).sqrt()[..., None]
+    """The part of the picture that the atoms change, what they paint in colour and the rest faded: (side, side, 3) in 0..1,
+    half the picture or more. It stands for the atoms in a list."""
+    removed = _broad(gallery.removed(effect))
+    share = (removed / removed.max().clamp(min=1e-9)).square()  # (height, width)
     faded = 0.25 * gallery.whole.mean(dim=-1, keepdim=True) + 0.7
-    return torch.lerp(faded.expand_as(gallery.whole), gallery.whole, share)
+    picture = torch.lerp(faded.expand_as(gallery.whole), gallery.whole, share[..., None])
+    side, top, left = _window(share)
+    return picture[top : top + side, left : left + side]
+
+
+def _broad(difference: Tensor) -> Tensor:
+    """(height, width) averaged over the surroundings: what atoms change lies along edges, and lines are lost in a small
+    picture."""
+    width = min(difference.shape) // 16 * 2 + 1
+    padded = F.pad(difference[None, None], (width // 2,) * 4, mode="replicate")
+    return F.avg_pool2d(padded, width, stride=1)[0, 0]
+
+
+def _window(weight: Tensor) -> tuple[int, int, int]:
+    """Side, top and left of the square that holds most of a map (height, width)."""
+    shorter = min(weight.shape)
+    middles, spreads = [], []
+    for along in (weight.sum(dim=1), weight.sum(dim=0)):
+        places, total = torch.arange(len(along)), along.sum().clamp(min=1e-9)
+        middles.append((along * places).sum() / total)
+        spreads.append(((along * (places - middles[-1]) ** 2).sum() / total).sqrt())
+    side = round(min(max(4 * float(max(spreads)), shorter / 2), shorter))
+    top, left = (
+        round(min(max(float(middle) - side / 2, 0), length - side))
+        for middle, length in zip(middles, weight.shape, strict=True)
+    )
+    return side, top, left
 
 
 def gallery_sheet(gallery: Gallery, titles: Mapping[str, str], columns: int = 4) -> Tensor:

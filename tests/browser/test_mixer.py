@@ -164,6 +164,39 @@ def test_search_sort_group_and_text(mixer: Desk, workflow: dict[str, Any]) -> No
     expect(mixer.strip("L0.q[4]").locator(".sa-mute")).to_be_checked()
 
 
+def test_an_atom_is_found_by_its_label_and_told_by_its_card(mixer: Desk, workflow: dict[str, Any], base: Path) -> None:
+    from PIL import Image
+
+    from sparse_core.training.metadata import data_uri
+
+    metadata = {
+        "labels": {SECOND: "red, upper left"},
+        "thumbnails": {SECOND: data_uri(Image.new("RGB", (64, 64), "red"))},
+    }
+    folder = base / "models" / "sparse_dictionaries"
+    save_dictionary(replace(load_dictionary(ROBOT), metadata=metadata), folder / "labelled.safetensors")
+    mixer.open()
+    mixer.load(changed(changed(workflow, "SparseAtoms_Load", "labelled.safetensors"), MIXER, "mute L0.q[3]\n"))
+    mixer.filled()
+    search = mixer.panel.get_by_label("Search atoms")
+    search.fill("RED")
+    expect(mixer.panel.locator(".sa-strip:not([hidden])")).to_have_count(1)
+    mixer.panel.locator(".sa-strip:not([hidden]) .sa-thumbnail").hover()
+    card = mixer.page.locator(".sa-tip")
+    expect(card).to_contain_text("red, upper left")
+    expect(card).to_contain_text(f"{SECOND}: layer 15, output")
+    expect(card).to_contain_text("number 2 of 1280")
+    assert card.locator("img").bounding_box()["width"] >= 128
+    mixer.strip(SECOND).locator(".sa-mute").check()
+    expect(card).to_have_count(0)
+    mixer.panel.locator(".sa-strip:not([hidden]) .sa-name").hover()
+    expect(card).to_contain_text("Muted.")
+    search.hover()
+    expect(card).to_have_count(0)
+    search.fill("blue")
+    expect(mixer.panel.locator(".sa-none")).to_contain_text("No label and no address has “blue”")
+
+
 def test_a_mix_of_another_dictionary_waits_for_adoption(mixer: Desk, workflow: dict[str, Any], base: Path) -> None:
     folder = base / "models" / "sparse_dictionaries"
     robot = load_dictionary(ROBOT)
@@ -195,7 +228,9 @@ def test_hostile_metadata_does_nothing(mixer: Desk, workflow: dict[str, Any], ba
     mixer.open()
     mixer.load(changed(workflow, "SparseAtoms_Load", "hostile.safetensors"))
     mixer.filled()
-    expect(mixer.panel.locator(".sa-name").filter(has_text=HOSTILE)).to_be_visible()
+    mixer.panel.locator(".sa-name").filter(has_text=HOSTILE).hover()
+    expect(mixer.page.locator(".sa-tip strong")).to_have_text(HOSTILE)
+    assert mixer.page.locator(".sa-tip img[src], .sa-tip script").count() == 0
     mixer.panel.get_by_role("button", name="Group: none").click()
     mixer.panel.get_by_role("button", name="Group: layer").click()
     mixer.page.evaluate(

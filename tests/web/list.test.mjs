@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { arrange, atomsOf, countOf, curve, following, inSight, ROW, SPARE } from "../../web/mixer/list.js";
+import { arrange, atomsOf, confined, countOf, curve, following, inSight, ROW, silence, SPARE, whyNone } from "../../web/mixer/list.js";
 import { parse, strips } from "../../web/mixer/state.js";
 
 const atoms = atomsOf({
@@ -54,4 +54,25 @@ test("the curve is what the best atoms hold", () => {
 
 test("choices go round", () => {
   assert.equal(following(["a", "b"], "b"), "a");
+});
+
+test("a list without rows says why, and what to do where nothing has a label", () => {
+  const bare = atoms.map((atom) => ({ ...atom, label: "" }));
+  assert.match(whyNone(atoms, { query: " blue ", show: "all" }), /^No label and no address has “blue” in it\.$/);
+  assert.match(whyNone(atoms, { query: "blue", show: "top 25" }), /Show: top 25/);
+  assert.match(whyNone(bare, { query: "blue", show: "all" }), /Atom Gallery/);
+  assert.equal(whyNone(bare, { query: "", show: "changed" }), "No strip is changed.");
+});
+
+test("why an atom is silent is told: muted, not on solo, or dropped by the density", () => {
+  const why = (address, rank, text, cut = 3) => silence(address, rank, strips(parse(text)), cut);
+  assert.equal(why("L2.q[3]", 1, ""), "");
+  assert.match(why("L2.q[3]", 1, "mute L2.q[3]\nsolo L2.q[3]"), /^Muted/);
+  assert.match(why("L2.q[3]", 1, "solo L10.v[0]"), /solo/);
+  assert.equal(why("L2.q[3]", 1, "solo L2.q[3]"), "");
+  assert.match(why("L2.q[12]", 2, "", 2), /density/);
+});
+
+test("what confines an atom is counted in words", () => {
+  assert.deepEqual(atoms.map(confined), [[["◩", "1 mask"]], [], [["◷", "2 schedules"], ["±", "positive prompt"]]]);
 });

@@ -57,6 +57,31 @@ export function arrange(atoms, view, state, gone = []) {
   return [...lost, ...heads.flatMap((head) => rowsOf(head, groups.get(head), view.closed))];
 }
 
+/** Why an atom does not act, or nothing. @param rank its place by importance @param cut how many atoms the density keeps */
+export function silence(address, rank, { muted, solo }, cut) {
+  if (muted.has(address)) return "Muted.";
+  if (solo.size && !solo.has(address)) return "Silent: others are on solo.";
+  return rank >= cut ? "Silent: the density leaves it out." : "";
+}
+
+/** What confines an atom, as pairs of a sign and words. */
+export function confined({ masks, schedules, prompt }) {
+  const counted = (count, word) => `${count} ${word}${count > 1 ? "s" : ""}`;
+  return [
+    masks ? ["◩", counted(masks, "mask")] : null,
+    schedules ? ["◷", counted(schedules, "schedule")] : null,
+    prompt === "both" ? null : ["±", `${prompt} prompt`],
+  ].filter(Boolean);
+}
+
+/** Why no atom is shown although there are some. */
+export function whyNone(atoms, { query, show }) {
+  if (!query.trim()) return "No strip is changed.";
+  const labelled = atoms.some((atom) => atom.label);
+  if (labelled) return `No label and no address has “${query.trim()}” in it${show === "all" ? "" : `, of those that “Show: ${show}” leaves`}.`;
+  return `No address has “${query.trim()}” in it, and no atom here has a label yet. Atom Gallery finds labels, Label Atoms takes your own.`;
+}
+
 /** First and last (excluded) row in sight, with some to spare. */
 export function inSight(rows, scrollTop, height) {
   const first = Math.max(0, Math.floor(scrollTop / ROW) - SPARE);

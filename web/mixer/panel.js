@@ -3,7 +3,7 @@
 import { copyText, pasteText } from "./clipboard.js";
 import { Density } from "./density.js";
 import { button, make } from "./dom.js";
-import { arrange, atomsOf, countOf, following, GROUPS, SHOWS, SORTS } from "./list.js";
+import { arrange, atomsOf, countOf, following, GROUPS, SHOWS, SORTS, whyNone } from "./list.js";
 import { Rows } from "./rows.js";
 import * as mixes from "./state.js";
 
@@ -146,13 +146,15 @@ export class Panel {
 
   refresh() {
     const [state, stale] = [mixes.strips(this.mix), this.stale()];
-    this.rows.show(arrange(this.atoms, this.view, state, this.gone()), {
+    const now = {
       state,
       stale,
       cut: countOf(state.percent, this.atoms.length),
       largest: this.atoms[0]?.share || 1,
+      total: this.atoms.length,
       closed: this.view.closed,
-    });
+    };
+    this.rows.show(arrange(this.atoms, this.view, state, this.gone()), now, this.atoms.length ? whyNone(this.atoms, this.view) : "");
     this.density.show(state.percent, stale);
     this.names.replaceChildren(...Object.keys(this.mix.presets).map((name) => make("option", "", { value: name })));
     this.warn(stale, state.others);

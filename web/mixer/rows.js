@@ -1,5 +1,6 @@
 /** The scrolling list: a few strips stand for thousands of rows. */
 
+import { Card } from "./card.js";
 import { make } from "./dom.js";
 import { inSight, ROW, SPARE } from "./list.js";
 import { Strip } from "./strip.js";
@@ -13,18 +14,23 @@ export class Rows {
     this.current = 0;
     this.knob = 0;
     this.space = make("div", "sa-space", { role: "list", "aria-label": "Atoms" });
-    this.element = make("div", "sa-list", { tabIndex: -1 }, this.space);
+    this.none = make("div", "sa-none", { role: "status" });
+    this.element = make("div", "sa-list", { tabIndex: -1 }, this.none, this.space);
+    this.card = new Card();
     this.element.dataset.captureWheel = "true"; // or the wheel zooms the graph
     this.element.addEventListener("scroll", () => this.draw());
+    this.element.addEventListener("pointerover", (event) => this.tell(event.target));
+    this.element.addEventListener("pointerleave", () => this.card.hide());
     this.element.addEventListener("focusin", (event) => this.remember(event.target));
     this.element.addEventListener("keydown", (event) => this.press(event));
     this.observer = new ResizeObserver(() => this.draw());
     this.observer.observe(this.element);
   }
 
-  /** Shows rows. @param now what strips have to know of the mix */
-  show(rows, now) {
+  /** Shows rows. @param now what strips have to know of the mix @param none what to say where there are no rows */
+  show(rows, now, none) {
     this.rows = rows;
+    this.none.textContent = rows.length ? "" : none;
     this.now = { ...now, rows: rows.length };
     this.current = Math.min(this.current, Math.max(0, rows.length - 1));
     this.space.style.height = `${rows.length * ROW}px`;
@@ -34,6 +40,7 @@ export class Rows {
   /** Puts the strips where the rows in sight are. */
   draw() {
     if (!this.now) return;
+    this.card.hide();
     const height = this.element.clientHeight;
     const [first, last] = inSight(this.rows.length, this.element.scrollTop, height);
     const needed = Math.ceil(height / ROW) + 2 * SPARE + 2;
@@ -69,6 +76,7 @@ export class Rows {
 
   dispose() {
     this.observer.disconnect();
+    this.card.hide();
   }
 
   add() {
@@ -81,8 +89,19 @@ export class Rows {
     return this.strips[index % this.strips.length];
   }
 
+  stripOf(target) {
+    return this.strips.find((one) => one.element.contains(target));
+  }
+
+  /** Shows what an atom does while the pointer is on its picture or name. */
+  tell(target) {
+    const strip = target.closest(".sa-thumbnail, .sa-what") && this.stripOf(target);
+    if (strip?.row.atom) this.card.show(strip.row.atom, this.now, strip.element);
+    else this.card.hide();
+  }
+
   remember(target) {
-    const strip = this.strips.find((one) => one.element.contains(target));
+    const strip = this.stripOf(target);
     if (!strip) return;
     this.knob = strip.row.head ? this.knob : strip.knobs.indexOf(target);
     this.current = strip.index;

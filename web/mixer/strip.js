@@ -1,6 +1,7 @@
 /** One row of the list. Rows are few and are used again for other atoms while the list scrolls. */
 
 import { make, showPicture } from "./dom.js";
+import { confined, silence } from "./list.js";
 import { numberText } from "./state.js";
 
 const FROM = -1;
@@ -61,11 +62,10 @@ export class Strip {
   showAtom(atom, { state, stale, cut, largest }) {
     const address = this.address;
     const weight = state.weights.get(address) ?? atom?.weight ?? 1;
-    const silent = state.muted.has(address) || (state.solo.size > 0 && !state.solo.has(address)) || atom?.rank >= cut;
     const called = atom?.label ? `${atom.label}, ${address}` : address;
     this.name.textContent = atom?.label || address;
-    this.element.title = atom ? `${called}: ${(atom.share * 100).toFixed(2)} % of the importance` : `${called} is gone`;
-    this.element.classList.toggle("sa-is-silent", silent);
+    this.element.title = atom ? "" : `${called} is gone`;
+    this.element.classList.toggle("sa-is-silent", Boolean(silence(address, atom?.rank, state, cut)));
     this.element.classList.toggle("sa-is-changed", state.weights.has(address));
     this.share.style.width = atom ? `${(100 * atom.share) / largest}%` : "0";
     showPicture(this.thumbnail, atom?.thumbnail ?? "");
@@ -106,13 +106,6 @@ export class Strip {
 }
 
 function badgesOf(atom) {
-  if (!atom) return [];
-  const badges = [
-    [atom.masks, "◩", `${atom.masks} mask${atom.masks > 1 ? "s" : ""}`],
-    [atom.schedules, "◷", `${atom.schedules} schedule${atom.schedules > 1 ? "s" : ""}`],
-    [atom.prompt !== "both", "±", `${atom.prompt} prompt`],
-  ];
-  return badges
-    .filter(([there]) => there)
-    .map(([, sign, title]) => make("span", "sa-badge", { textContent: sign, title, "aria-label": title, role: "img" }));
+  const badges = atom ? confined(atom) : [];
+  return badges.map(([sign, title]) => make("span", "sa-badge", { textContent: sign, title, "aria-label": title, role: "img" }));
 }
