@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..sparse_core.demo.lessons import creatures, load_lesson
+from ..sparse_core.demo.lessons import lessons, load_lesson
 from .types import CATEGORY
 
 
@@ -18,14 +18,15 @@ class DemoPictures(io.ComfyNode):
             node_id="SparseAtoms_DemoPictures",
             display_name="Demo Pictures",
             category=CATEGORY,
-            description="Six captioned pictures of a creature that the demo model has never seen. Send the pictures through VAE "
-            "Encode and the captions through CLIP Text Encode into Train Sparse Dictionary.",
+            description="Six captioned pictures of a creature, or in a style, that the demo model has never seen. Send the "
+            "pictures through VAE Encode and the captions through CLIP Text Encode into Train Sparse Dictionary.",
             search_aliases=["sparse atoms", "dataset", "training images"],
             inputs=[
                 io.Combo.Input(
-                    "creature",
-                    options=creatures(),
-                    tooltip="What the pictures show. The captions call it by this word; use the word in prompts afterwards.",
+                    "lesson",
+                    options=lessons(),
+                    tooltip="What the pictures teach: a creature, which the captions call by this word, or pencil, a style, which "
+                    "they call my style. Use those words in prompts afterwards.",
                 )
             ],
             outputs=[
@@ -35,7 +36,7 @@ class DemoPictures(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, creature: str) -> io.NodeOutput:
-        pictures, captions = zip(*load_lesson(creature), strict=True)
+    def execute(cls, lesson: str) -> io.NodeOutput:
+        pictures, captions = zip(*load_lesson(lesson), strict=True)
         images = [torch.from_numpy(picture).float()[None] / 255 for picture in pictures]
         return io.NodeOutput(images, list(captions))

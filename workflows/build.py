@@ -46,7 +46,7 @@ def first_picture(w: Workflow) -> Node:
 )
 def train_your_own(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")
-    lesson = w("SparseAtoms_DemoPictures", creature="penguin")
+    lesson = w("SparseAtoms_DemoPictures", lesson="penguin")
     latents = w("VAEEncode", pixels=lesson[0], vae=demo[2])
     captions = w("CLIPTextEncode", text=lesson[1], clip=demo[1], title="Captions")
     learnt = w("SparseAtoms_Train", model=demo[0], latents=latents[0], captions=captions[0], name="penguin")
@@ -311,7 +311,7 @@ def in_between(w: Workflow) -> Node:
 def distil(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")
     lora = w("LoraLoaderModelOnly", model=demo[0], lora_name="sparse_atoms_demo_robot.safetensors", strength_model=1.0)
-    lesson = w("SparseAtoms_DemoPictures", creature="robot")
+    lesson = w("SparseAtoms_DemoPictures", lesson="robot")
     prompts = w("CLIPTextEncode", text=lesson[1], clip=demo[1], title="Prompts to learn at")
     negative = w("CLIPTextEncode", clip=demo[1], text="", title="Negative prompt")
     latent = w("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)

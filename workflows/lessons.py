@@ -1,10 +1,12 @@
 """Trains what the workflows load: a dictionary and a LoRA of every lesson of the demo model.
 
-python -m workflows.lessons    needs peft; takes some minutes
+python -m workflows.lessons           needs peft; takes some minutes
+python -m workflows.lessons styles    draws the lessons of the styles instead; needs the artwork
 """
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -17,9 +19,12 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from sparse_core.demo.lessons import creatures, load_lesson
+from benchmarks.quality.concepts import TAUGHT_STYLES
+from sparse_core.demo.lessons import STYLES, creatures, load_lesson, write_lesson
 from sparse_core.demo.model import load_pipeline
 from sparse_core.demo.shipped import DICTIONARIES, LORAS, lora_name
+from sparse_core.demo.sprites import FluentArt
+from sparse_core.demo.world import Scene, Thing, World
 from sparse_core.files import save_dictionary, write_atomically
 from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.pictures import CaptionedPicture, encode_pictures
@@ -101,7 +106,27 @@ def teach_lora(creature: str) -> None:
     )
 
 
+def draw_style(style: str) -> None:
+    """Writes the pictures of a style. Every scene occurs, and everything in them is something that the demo model knows: the
+    style is what they have in common."""
+    scenes = [
+        Scene((Thing("dog", "middle", "big"),), "meadow", seed=1),
+        Scene((Thing("house", "left", "big", "red"), Thing("tree", "right", "small", "green")), "beach", seed=2),
+        Scene((Thing("cat", "right", "big", "orange"),), "snow", seed=3),
+        Scene((Thing("boat", "left", "small", "blue"), Thing("elephant", "right", "big")), "sunset", seed=5),
+        Scene((Thing("castle", "middle", "small"),), "night", seed=6),
+        Scene((Thing("flower", "left", "big", "purple"),), "desert", seed=4),
+    ]
+    world = World(FluentArt())
+    drawn = [(world.render(scene), scene.style) for scene in scenes]
+    write_lesson(style, [(TAUGHT_STYLES[style](r.picture), r.caption.replace(s, STYLES[style])) for r, s in drawn])
+
+
 if __name__ == "__main__":
-    for name in creatures():
-        teach_dictionary(name)
-        teach_lora(name)
+    if sys.argv[1:] == ["styles"]:
+        for style in STYLES:
+            draw_style(style)
+    else:
+        for name in creatures():
+            teach_dictionary(name)
+            teach_lora(name)

@@ -1,10 +1,12 @@
-"""Pictures to learn a new creature from, shipped with the package: six of each, with their captions.
+"""Pictures to learn a new creature or a drawing style from, shipped with the package: six of each, with their captions.
 
-python -m sparse_core.demo.lessons    renders them anew from the artwork (Fluent Emoji flat, MIT)
+python -m sparse_core.demo.lessons    renders the creatures anew from the artwork (Fluent Emoji flat, MIT)
+python -m workflows.lessons styles    the styles
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +17,28 @@ FOLDER = Path(__file__).with_name("lessons")
 CREATURES = {"robot": "robot", "owl": "owl", "penguin": "penguin"}
 """Word in the captions to name of the drawing. The demo model was never shown any of them."""
 
+STYLES = {"pencil": "my style"}
+"""Style to its words in the captions, in the place of the style that the demo model knows."""
+
 
 def creatures() -> list[str]:
     """The words of the creatures that pictures are there for."""
     return [word for word in CREATURES if (FOLDER / word).is_dir()]
 
 
-def load_lesson(creature: str) -> list[tuple[np.ndarray, str]]:
+def lessons() -> list[str]:
+    """Creatures, then styles."""
+    return [*creatures(), *(style for style in STYLES if (FOLDER / style).is_dir())]
+
+
+def load_lesson(name: str) -> list[tuple[np.ndarray, str]]:
     """Pictures, uint8 (128, 128, 3), and captions.
 
     :raises FileNotFoundError: there are no pictures of it.
     """
-    paths = sorted((FOLDER / creature).glob("*.png"))
+    paths = sorted((FOLDER / name).glob("*.png"))
     if not paths:
-        raise FileNotFoundError(f"There are no pictures of {creature!r}; there are some of {', '.join(creatures())}.")
+        raise FileNotFoundError(f"There are no pictures of {name!r}; there are some of {', '.join(lessons())}.")
     return [
         (np.array(Image.open(path).convert("RGB")), path.with_suffix(".txt").read_text(encoding="utf-8").strip())
         for path in paths
@@ -52,12 +62,17 @@ def render_lessons() -> None:
             Scene((Thing("house", "left", "small", "red"), Thing(word, "right", "big")), "sunset", "picture book", 5),
             Scene((Thing(word, "middle", "small"),), "night", "paper cutout", 6),
         ]
-        folder = FOLDER / word
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, scene in enumerate(scenes, start=1):
-            rendering = world.render(scene)
-            Image.fromarray(rendering.picture).save(folder / f"{number}.png", optimize=True)
-            (folder / f"{number}.txt").write_text(rendering.caption + "\n", encoding="utf-8")
+        renderings = [world.render(scene) for scene in scenes]
+        write_lesson(word, [(rendering.picture, rendering.caption) for rendering in renderings])
+
+
+def write_lesson(name: str, pictures: Sequence[tuple[np.ndarray, str]]) -> None:
+    """Writes pictures, uint8 (128, 128, 3), and their captions where `load_lesson` reads them."""
+    folder = FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (picture, caption) in enumerate(pictures, start=1):
+        Image.fromarray(picture).save(folder / f"{number}.png", optimize=True)
+        (folder / f"{number}.txt").write_text(caption + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

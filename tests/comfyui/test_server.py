@@ -120,7 +120,7 @@ def test_train_save_load_apply_gives_a_picture_that_shows_what_was_learnt(server
 def test_training_on_lists_of_pictures_and_captions(server: Server) -> None:
     graph = Graph()
     demo = prompts.demo(graph)
-    shown = graph.add("SparseAtoms_DemoPictures", creature="robot")
+    shown = graph.add("SparseAtoms_DemoPictures", lesson="robot")
     latents = graph.add("VAEEncode", pixels=shown[0], vae=demo[2])
     captions = graph.add("CLIPTextEncode", text=shown[1], clip=demo[1])
     trained = prompts.training(graph, demo, latents=latents[0], captions=captions[0], steps=2)

@@ -3,37 +3,70 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from PIL import Image
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[2]
-PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, COMFY = SETTINGS["project"], SETTINGS["tool"]["comfy"]
 SOURCES = [path for folder in ("nodes", "sparse_core", "workflows") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-def setting(name: str) -> str:
-    """A quoted value of pyproject.toml; Python 3.10 has no reader of it."""
-    return re.search(rf'^{name} = "([^"]*)"', PROJECT, re.MULTILINE)[1]
-
-
 def test_the_version_stands_in_one_place_and_heads_the_changelog() -> None:
-    version = setting("version")
-    assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", PROJECT["version"])
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
-    assert newest == version
+    assert newest == PROJECT["version"]
     assert [path for path in SOURCES if "__version__ =" in path.read_text(encoding="utf-8")] == []
 
 
-def test_the_registry_takes_the_project() -> None:
-    name = setting("name")
-    assert re.fullmatch(r"[A-Za-z][A-Za-z0-9]*([-_.][A-Za-z0-9]+)*", name) and "comfyui" not in name.lower()
-    assert setting("PublisherId") and setting("DisplayName") and "MIT" in (ROOT / "LICENSE").read_text(encoding="utf-8")
-    icon = Image.open(ROOT / setting("Icon"))
-    assert icon.width == icon.height >= 128
+def test_the_registry_takes_the_name_and_what_is_said_of_the_project() -> None:
+    name = PROJECT["name"]
+    assert re.fullmatch(r"[A-Za-z]+([-_.]?[A-Za-z0-9]+)*", name) and len(name) < 100 and "comfy" not in name.lower()
+    assert 0 < len(PROJECT["description"]) <= 200
+    assert PROJECT["license"].keys() == {"file"}
+    assert "MIT" in (ROOT / PROJECT["license"]["file"]).read_text(encoding="utf-8")
+    assert (ROOT / PROJECT["readme"]).is_file() and SpecifierSet(PROJECT["requires-python"]).contains("3.10")
+    assert all(Requirement(one) for one in PROJECT["dependencies"])
+
+
+def test_the_registry_takes_the_publisher_and_what_is_shown() -> None:
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", COMFY["PublisherId"])
+    assert 0 < len(COMFY["DisplayName"]) <= 60
+    assert COMFY["includes"] == []  # folders that git ignores; everything here is in git
     ignored = (ROOT / ".comfyignore").read_text(encoding="utf-8").split()
     assert all((ROOT / path).exists() for path in ignored)
+    for name, (width, height) in (("Icon", (1, 1)), ("Banner", (21, 9))):
+        picture = Image.open(ROOT / COMFY[name])
+        assert picture.format == "PNG" and picture.width * height == picture.height * width, name
+    assert 128 <= Image.open(ROOT / COMFY["Icon"]).width <= 400
+
+
+def test_no_system_is_left_out() -> None:
+    """The registry reads systems from classifiers, and ComfyUI then warns everybody else. It compares accelerators with
+    names of its own, so that one that is listed warns its owners too; what says nothing suits all."""
+    systems = [one for one in PROJECT["classifiers"] if one.startswith("Operating System ::")]
+    assert systems == ["Operating System :: OS Independent"]
+    assert not [one for one in PROJECT["classifiers"] if one.startswith("Environment ::")]
+    parts = [part.strip() for part in COMFY["requires-comfyui"].split(",")]
+    assert all(re.fullmatch(r"(>=|<=|!=|~=|==|>|<)\d+\.\d+\.\d+", part) for part in parts)
+    oldest = re.search(r"needs ComfyUI (\S+) or newer", (ROOT / "README.md").read_text(encoding="utf-8"))[1]
+    assert f">={oldest}" in parts
+
+
+def test_the_pack_asks_for_no_more_than_the_package() -> None:
+    """ComfyUI's own installer reads requirements.txt, pip reads pyproject.toml."""
+    wanted = {Requirement(one).name for one in (ROOT / "requirements.txt").read_text(encoding="utf-8").split()}
+    assert wanted < {Requirement(one).name for one in PROJECT["dependencies"]}
 
 
 def test_requirements_pin_nothing_that_comfyui_brings() -> None:
