@@ -25,8 +25,8 @@ class DemoPictures(io.ComfyNode):
                 io.Combo.Input(
                     "lesson",
                     options=lessons(),
-                    tooltip="What the pictures teach: a creature, which the captions call by this word, or pencil, a style, which "
-                    "they call my style. Use those words in prompts afterwards.",
+                    tooltip="What the pictures teach: a creature, which the captions call by this word, to be used in prompts "
+                    "afterwards; or pencil, a style, which needs no word.",
                 )
             ],
             outputs=[

@@ -543,9 +543,9 @@ def atom_mixer(w: Workflow) -> Node:
 
 @workflow(
     "31 Find an atom",
-    "Run once: the gallery draws what each strong atom does, and gives the mixer a picture for its strip. Rest the pointer on a strip's "
-    "picture to see what it paints, move its slider, and run again: only the last pictures are drawn anew. A **Save** after the "
-    "gallery keeps pictures and names in the file, so that every mixer has them at once.",
+    "Run once: the gallery draws what each strong atom does, and gives the mixer a picture for its strip. Rest the pointer on a "
+    "strip's picture to see what it paints, move its slider, and run again: only the last pictures are drawn anew. A **Save** "
+    "after the gallery keeps pictures and names in the file, so that every mixer has them at once.",
 )
 def find_an_atom(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")
@@ -556,6 +556,35 @@ def find_an_atom(w: Workflow) -> Node:
     mixed = w("SparseAtoms_Mixer", dictionary=gallery[1], mix="L15.o[14] = -1\n")
     models = [w("SparseAtoms_Apply", model=demo[0], dictionary=d) for d in (robot[0], mixed[0])]
     return saved(w, stacked(w, [sampled(w, m[0], demo, prompt, batch=2)[0] for m in models]))
+
+
+@workflow(
+    "32 Teach a style",
+    "Six pencil drawings become a dictionary in a few minutes; their captions say what is drawn and not how, so the style needs "
+    "no word and goes with any prompt. After the plain model's picture come the style, half of its **strength**, a tenth of its "
+    "atoms, and half of it on top of a robot. Set your own blend, fade it in with Atom Schedule, or put another dictionary in the "
+    "robot's place.",
+)
+def teach_a_style(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    lesson = w("SparseAtoms_DemoPictures", lesson="pencil")
+    latents = w("VAEEncode", pixels=lesson[0], vae=demo[2])
+    captions = w("CLIPTextEncode", text=lesson[1], clip=demo[1], title="Captions")
+    learnt = w(
+        "SparseAtoms_Train", model=demo[0], latents=latents[0], captions=captions[0], name="style", preset="style"
+    )
+    style = w("SparseAtoms_Save", dictionary=learnt[0], filename_prefix="style")
+    tenth = w("SparseAtoms_Keep", dictionary=style[0], density=0.1)
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    things = "a small red mushroom on the left and a big orange cat on the right in the meadow"
+    pictures = [sampled(w, demo[0], demo, things, batch=1)[0]]
+    for dictionary, strength in ((style, 1.0), (style, 0.5), (tenth, 1.0)):
+        model = w("SparseAtoms_Apply", model=demo[0], dictionary=dictionary[0], strength=strength)
+        pictures.append(sampled(w, model[0], demo, things, batch=1)[0])
+    thing = w("SparseAtoms_Apply", model=demo[0], dictionary=robot[0])
+    both = w("SparseAtoms_Apply", model=thing[0], dictionary=style[0], strength=0.5, title="Style on top")
+    pictures.append(sampled(w, both[0], demo, "a big robot on the right in the meadow", batch=1)[0])
+    return saved(w, stacked(w, pictures))
 
 
 # ---------------------------------------------------------------------------------------------------------- building

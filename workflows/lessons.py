@@ -118,8 +118,10 @@ def draw_style(style: str) -> None:
         Scene((Thing("flower", "left", "big", "purple"),), "desert", seed=4),
     ]
     world = World(FluentArt())
-    drawn = [(world.render(scene), scene.style) for scene in scenes]
-    write_lesson(style, [(TAUGHT_STYLES[style](r.picture), r.caption.replace(s, STYLES[style])) for r, s in drawn])
+    drawn = [world.render(scene) for scene in scenes]
+    write_lesson(
+        style, [(TAUGHT_STYLES[style](r.picture), r.caption.removesuffix(f", {scenes[0].style}")) for r in drawn]
+    )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ FOLDER = Path(__file__).with_name("lessons")
 CREATURES = {"robot": "robot", "owl": "owl", "penguin": "penguin"}
 """Word in the captions to name of the drawing. The demo model was never shown any of them."""
 
-STYLES = {"pencil": "my style"}
-"""Style to its words in the captions, in the place of the style that the demo model knows."""
+STYLES = ("pencil",)
+"""Their captions tell what is drawn and not how: such a style needs no word, and the dictionary's strength says how much of it."""
 
 
 def creatures() -> list[str]:

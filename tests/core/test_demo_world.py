@@ -8,6 +8,8 @@ import random
 import numpy as np
 import pytest
 
+from sparse_core.demo.lessons import STYLES as TAUGHT_STYLES
+from sparse_core.demo.lessons import lessons, load_lesson
 from sparse_core.demo.scenery import SCENES, STYLES, VARIANTS, backdrop
 from sparse_core.demo.sprites import (
     COLOURS,
@@ -166,6 +168,15 @@ def test_concepts_to_teach_are_in_no_training_set() -> None:
     assert not RESERVED & {*CORE.values(), *FURTHER.values()}
     assert len(CORE) >= 14
     assert len(FURTHER) >= 100
+
+
+@pytest.mark.parametrize("name", lessons())
+def test_a_lesson_is_about_one_thing_that_the_model_never_saw(name: str) -> None:
+    lesson = load_lesson(name)
+    assert len({picture.tobytes() for picture, _ in lesson}) == len(lesson) == 6
+    assert {picture.shape for picture, _ in lesson} == {(128, 128, 3)}
+    new = [] if name in TAUGHT_STYLES else [name]
+    assert [unknown_words(words) for _, words in lesson] == [new] * 6
 
 
 def test_training_artwork_leaves_the_concepts_out(fluent: FluentArt) -> None:
