@@ -543,9 +543,9 @@ def atom_mixer(w: Workflow) -> Node:
 
 @workflow(
     "31 Find an atom",
-    "Run once: the gallery draws what each strong atom does, and gives the mixer a picture for its strip. Rest the pointer on a "
-    "strip's picture to see what it paints, move its slider, and run again: only the last pictures are drawn anew. A **Save** "
-    "after the gallery keeps pictures and names in the file, so that every mixer has them at once.",
+    "Run once: the gallery draws what each strong atom does, and gives the mixer a picture for its strip. Rest the pointer on "
+    "it to see what the atom paints, move the slider, and run again: only the last pictures are drawn anew. A **Save** after the "
+    "gallery keeps pictures and names in the file, so that every mixer has them at once.",
 )
 def find_an_atom(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from typing import Any
 
 import numpy as np
 import pytest
-from desk import MIXER, STEPS, Desk, changed, few_steps
+from desk import MIXER, REPOSITORY, STEPS, Desk, changed, few_steps
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -154,3 +155,17 @@ def test_a_picture_dropped_on_the_canvas_brings_its_strips_back(mixer: Desk, qui
     mixer.panel.get_by_label("Name of a preset").fill("soft")
     mixer.panel.get_by_role("button", name="Use").click()
     assert mixer.text == text
+
+
+def test_a_gallery_gives_the_strips_their_pictures(mixer: Desk) -> None:
+    other = json.loads((REPOSITORY / "workflows" / "31 Find an atom.json").read_text(encoding="utf-8"))
+    mixer.open()
+    mixer.load(changed(few_steps(other), "SparseAtoms_Gallery", 1, STEPS, 3.0, "euler", "simple", "top:1", 2))
+    mixer.filled()
+    thumbnail = mixer.strip(STRONGEST).locator(".sa-thumbnail")
+    expect(thumbnail).to_be_hidden()  # the file has none
+    drawn(mixer)
+    expect(thumbnail).to_be_visible()
+    assert thumbnail.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 32
+    expect(mixer.strip(SECOND).locator(".sa-thumbnail")).to_be_hidden()
+    assert mixer.text == f"{STRONGEST} = -1\n"

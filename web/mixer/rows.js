@@ -31,6 +31,7 @@ export class Rows {
   show(rows, now, none) {
     this.rows = rows;
     this.none.textContent = rows.length ? "" : none;
+    this.element.classList.toggle("sa-has-pictures", rows.some((row) => row.atom?.thumbnail));
     this.now = { ...now, rows: rows.length };
     this.current = Math.min(this.current, Math.max(0, rows.length - 1));
     this.space.style.height = `${rows.length * ROW}px`;
