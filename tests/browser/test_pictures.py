@@ -50,10 +50,11 @@ def from_templates(mixer: Desk, search: str) -> None:
 
 
 def drawn(mixer: Desk) -> tuple[list[np.ndarray], list[bytes]]:
-    """Runs; the pictures (height, width, 3) and the files they were saved in."""
+    """Runs; the saved pictures (height, width, 3) and their files."""
     entry = mixer.run()
     assert entry["status"]["status_str"] == "success", entry["status"]
-    (images,) = (output["images"] for output in entry["outputs"].values() if "images" in output)
+    shown = [image for output in entry["outputs"].values() for image in output.get("images", ())]
+    images = [image for image in shown if image["type"] == "output"]
     files = [mixer.page.request.get(f"http://{mixer.address}/view", params=image).body() for image in images]
     return [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(int) for file in files], files
 
