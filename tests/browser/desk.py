@@ -26,6 +26,8 @@ FOLDERS = ("models/sparse_dictionaries", "input", "output", "temp", "user", "cus
 START_SECONDS = 280
 WAIT = 240_000
 """Milliseconds for what the browser waits for; a busy machine is slow."""
+SOON = 30_000
+"""Milliseconds for what follows at once, on a busy machine."""
 FLAGS = ("--no-sandbox", "--disable-background-networking")
 MIXER = "SparseAtoms_Mixer"
 STEPS = 4
@@ -231,8 +233,9 @@ def few_steps(workflow: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def browser() -> Iterator[Browser]:
     """Chromium, without a window."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=SOON)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
         yield browser

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from desk import MIXER, REPOSITORY, STEPS, Desk, changed, few_steps
+from desk import MIXER, REPOSITORY, SOON, STEPS, Desk, changed, few_steps
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -86,7 +86,7 @@ def test_a_template_opens_and_its_picture_arrives(mixer: Desk) -> None:
     assert sum(moved(whole, mixed)) > 1, "the shipped mix changed nothing"
     mixer.look_at("SaveImage")
     mixer.page.wait_for_function(
-        "app.graph.nodes.find(node => node.comfyClass === 'SaveImage').imgs?.[0]?.naturalWidth === 128", timeout=20_000
+        "app.graph.nodes.find(node => node.comfyClass === 'SaveImage').imgs?.[0]?.naturalWidth === 128", timeout=SOON
     )
 
 
