@@ -35,6 +35,7 @@ from .table import Keys, Setup, Unit, fill, names
 from .tuning import grid, search
 
 HERE = Path(__file__).parent
+STRENGTHS = (0.5, 0.75, 1.0, 1.25)
 TUNED_ON = 2
 """Development concepts that the tuning looks at."""
 
@@ -48,7 +49,6 @@ class Tier(NamedTuple):
     methods: tuple[str, ...]
     controls: tuple[str, ...]
     seeds: tuple[int, ...]
-    strengths: tuple[float, ...]
     prompts: int
     unrelated: int
 
@@ -59,7 +59,6 @@ WHOLE = Tier(
     methods=tuple(METHODS),
     controls=tuple(CONTROLS),
     seeds=(0, 1),
-    strengths=(0.5, 0.75, 1.0, 1.25, 1.5),
     prompts=40,
     unrelated=30,
 )
@@ -69,7 +68,6 @@ QUICK = Tier(
     methods=MAIN,
     controls=(),
     seeds=(0,),
-    strengths=(0.5, 0.75, 1.0, 1.25),
     prompts=24,
     unrelated=12,
 )
@@ -84,16 +82,17 @@ def choose_tasks(tier: Tier, sprites: Path | None) -> list[Task]:
 
 
 def units(chosen: Sequence[Task], tier: Tier, methods: Sequence[Method], controls: Sequence[Method]) -> list[Unit]:
-    """All work, so ordered that what matters most is known first: the main methods, then the controls, on the development
-    half, then other methods, then further seeds of the main methods."""
+    """All work, so ordered that what matters most is known first: the main methods, on the held-out half first, then the
+    controls, on the development half, then other methods, then further seeds of the main methods."""
     first, *further = tier.seeds
     main = [method for method in methods if method.name in MAIN]
     others = [method for method in methods if method.name not in MAIN]
-    dev = [task for task in chosen if task.half == "dev"]
-    parts = [(first, main, chosen), (first, controls, dev), (first, others, chosen)]
-    parts += [(seed, main, chosen) for seed in further]
+    dev, held_out = ([task for task in chosen if task.half == half] for half in HALVES)
+    everything = [*held_out, *dev]
+    parts = [(first, main, everything), (first, controls, dev), (first, others, everything)]
+    parts += [(seed, main, everything) for seed in further]
     return [
-        Unit(task, seed, method, points(method, tier.strengths))
+        Unit(task, seed, method, points(method, STRENGTHS))
         for seed, some, where in parts
         for task in where
         for method in some

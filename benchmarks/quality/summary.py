@@ -136,12 +136,8 @@ def _method(mine: Sequence[Look], common: float | None) -> dict[str, Any]:
 def average(mine: Sequence[Look], point: Point) -> dict[str, float]:
     """Scores of one point over all trainings."""
     cells = [look.points[point] for look in mine]
-    return {
-        "text": mean(map(text, cells)),
-        "likeness": mean(map(likeness, cells)),
-        "drift": mean(mean(cell["drift"]) for cell in cells),
-        "unchanged": mean(mean(cell["unchanged"]) for cell in cells),
-    }
+    moved = {name: mean(mean(cell[name]) for cell in cells) for name in ("drift", "unchanged") if name in cells[0]}
+    return {"text": mean(map(text, cells)), "likeness": mean(map(likeness, cells)), **moved}
 
 
 def _common_likeness(of_method: dict[str, list[Look]]) -> float | None:
