@@ -27,10 +27,14 @@ from sparse_core.generate import Sampling, generate
 from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.training import Progress, TrainingSettings, questioned, train
 
+from .cells import Cells, source_digest
 from .machine import versions
 from .tables import table
 
-RESULTS = Path(__file__).with_name("results")
+HERE = Path(__file__).parent
+RESULTS, CORE = HERE / "results", HERE.parent / "sparse_core"
+SOURCES = [CORE / "training" / f"{name}.py" for name in ("distilling", "learners", "loop", "objective")]
+SOURCES += [CORE / f"{name}.py" for name in ("coding", "controls", "dictionary", "generate")] + [Path(__file__)]
 DENSITIES = (1.0, 0.5, 0.25, 0.1)
 PLACES = ("on the left", "in the middle", "on the right")
 LEARNT_AT = [
@@ -107,15 +111,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=TrainingSettings().steps, help="of each distillation")
     parser.add_argument("--only", choices=creatures(), action="append", help="this LoRA alone; may be repeated")
-    parser.add_argument("--pictures", type=Path, help="a folder for a row of pictures of each")
+    parser.add_argument("--cache", type=Path, default=HERE / "cache" / "distil", metavar="FOLDER")
     options = parser.parse_args()
     settings = replace(TrainingSettings(), steps=options.steps)
+    cells = Cells(options.cache, {"settings": settings.record(), "sources": source_digest(SOURCES)})
     found = {}
     for word in options.only or creatures():
-        found[word], row = measured(word, settings)
-        if options.pictures:
-            options.pictures.mkdir(parents=True, exist_ok=True)
-            row.save(options.pictures / f"{word}.png")
+        if word not in cells:  # each LoRA is kept as soon as it is measured
+            cells[word], row = measured(word, settings)
+            row.save(cells.folder / f"{word}.png")
+        found[word] = cells[word]
     results = {
         "loras": found,
         "settings": settings.record(),

@@ -162,7 +162,8 @@ class Lab:
             if crop
             else recognisers.style_samples(self.studio, tasks[0], seed=1)
         )
-        made = recognisers.train_recogniser(samples, labels, crop, steps, seed=1)
+        with tqdm(samples, f"recogniser ({kind})", total=steps * recognisers.BATCH, unit="picture", leave=False) as bar:
+            made = recognisers.train_recogniser(iter(bar), labels, crop, steps, seed=1)
         made.save(path)
         return made
 
