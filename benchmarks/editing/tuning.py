@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,16 +28,23 @@ TRIED: Sequence[dict[str, Any]] = (
     {"attentions": ("attn1",)},
 )
 """Changes of the preset, for the dictionary."""
-LORA_TRIED: Sequence[dict[str, Any]] = tuple({"learning_rate": rate} for rate in (LORA_RATE, 4e-3, 8e-3))
+LORA_TRIED: Sequence[dict[str, Any]] = (
+    *({"learning_rate": rate} for rate in (LORA_RATE, 4e-3, 8e-3)),
+    {"learning_rate": LORA_RATE, "attentions": ("attn1",)},
+)
 """For the LoRA, which has the preset's steps and pictures."""
 
 
 def search(bench: Bench, edits: Sequence[Edit], strengths: Sequence[float], seed: int, log: Path) -> None:
-    """Tries all and appends a line for each to the log."""
-    ours, lora, *_ = editors(single_picture(), LORA_RATE, strengths)
-    for editor, changes in itertools.chain(
-        ((ours, changes) for changes in TRIED), ((lora, changes) for changes in LORA_TRIED)
-    ):
+    """Tries all that the log does not know yet, and appends a line for each."""
+    ours, lora, *inverted = editors(single_picture(), LORA_RATE, strengths, learnt_and_inverted=True)[:4]
+    trials = [(ours, changes) for changes in TRIED] + [(lora, changes) for changes in LORA_TRIED]
+    trials += [(editor, {}) for editor in inverted]
+    lines = [json.loads(one) for one in log.read_text().splitlines()] if log.is_file() else []
+    known = [(one["method"], one["changes"], one["edits"]) for one in lines]
+    for editor, changes in trials:
+        if (editor.name, changes, len(edits)) in known:
+            continue
         variant = replace(editor, method=changed(editor.method, changes))
         bench.fill(edits, [variant], seed)
         found = [measured(bench, edit, [variant], seed) for edit in edits]
