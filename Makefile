@@ -23,8 +23,9 @@ SPEED :=
 QUALITY :=
 SEE :=
 COMPOSE :=
+DISTIL :=
 
-.PHONY: bench-compose bench-edit bench-mixer bench-quality bench-see bench-speed screenshots test-browser test-fullsize help demo test test-comfyui lint clean
+.PHONY: bench-compose bench-distil bench-edit bench-mixer bench-quality bench-see bench-speed screenshots test-browser test-fullsize help demo test test-comfyui lint clean
 
 help:
 	@sed -n '1,3s/^# *//p' Makefile
@@ -89,6 +90,10 @@ bench-see: $(VENV)/test
 bench-compose: $(VENV)/test
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi
 	$(PYTHON) -m benchmarks.compose $(COMPOSE)
+
+# Half an hour; goes on where it was stopped. Options: make bench-distil DISTIL="--only robot"
+bench-distil: $(VENV)/test
+	$(PYTHON) -m benchmarks.distil $(DISTIL)
 
 test-fullsize:
 	@test -f "$(COMFYUI_PATH)/main.py" || { echo "There is no ComfyUI in $(COMFYUI_PATH). Give its folder: make test-fullsize COMFYUI_PATH=..." >&2; exit 1; }
