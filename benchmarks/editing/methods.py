@@ -15,7 +15,11 @@ from ..quality.methods import Method
 from ..quality.words import PromptedHost
 
 STEPS, GUIDANCE = 10, 3.0
-"""Of all sampling."""
+"""Of sampling from nothing but noise."""
+FINE = 20
+"""Steps where a part of them is left out: what is kept of the source turns on where they begin, late above all."""
+BEGINNINGS = (4, 8, 12, 14, 16, 17, 18, 19)
+"""Of the fine steps, the first with the edited prompt."""
 NOISE = 40_000
 """Seed of the first noise from which pictures are drawn."""
 
@@ -28,6 +32,8 @@ class Look:
     density: float = 1.0
     first: int = 0
     """The sampling step that the edited prompt begins at; what is before comes from the source."""
+    steps: int = STEPS
+    """Of a whole sampling."""
     inverted: bool = False
     """Whether the noise is that of the source, or random."""
 
@@ -48,30 +54,27 @@ FEWEST = 0.1
 """Share of the atoms kept at strengths other than 1, beside all of them."""
 
 
-def editors(
-    settings: TrainingSettings, rate: float, strengths: Sequence[float], learnt_and_inverted: bool = False
-) -> list[Editor]:
+def editors(settings: TrainingSettings, rate: float, strengths: Sequence[float]) -> list[Editor]:
     """All that are compared.
 
     :param settings: of the dictionary; the LoRA's differ in the ``rate`` alone.
     :param strengths: beside 1.
-    :param learnt_and_inverted: whether what has learnt the picture is tried from its inverted noise too.
     """
     dictionary = Method(OURS, "dictionary", settings)
     lora = Method("LoRA", "lora", replace(settings, learning_rate=rate))
     # A LoRA is cut by its singular values: as many sliders for both.
     grid = tuple(Look(density=density) for density in DENSITIES)
     grid += tuple(Look(strength, density) for strength in strengths for density in (1.0, FEWEST))
-    inverted = tuple(Look(first=first, inverted=True) for first in range(8))
-    both = [
-        Editor(f"{OURS}, inverted noise", dictionary, inverted[:5]),
-        Editor("LoRA, inverted noise", lora, inverted[:5]),
-    ]
+    noised, inverted = (
+        tuple(Look(first=first, steps=FINE, inverted=inverted) for first in BEGINNINGS) for inverted in (False, True)
+    )
+    both = tuple(replace(look, density=density) for density in (1.0, FEWEST) for look in inverted[1::2])
     return [
         Editor(OURS, dictionary, grid),
         Editor("LoRA", lora, grid),
-        *(both if learnt_and_inverted else []),
-        Editor("image to image", None, tuple(Look(first=first) for first in range(2, 9))),
+        Editor(f"{OURS}, inverted noise", dictionary, both),
+        Editor("LoRA, inverted noise", lora, both),
+        Editor("image to image", None, (*noised, Look(first=2 * FINE - 1, steps=2 * FINE))),
         Editor("inversion", None, inverted),
     ]
 
@@ -83,9 +86,9 @@ def random_noises(like: Tensor, count: int) -> Tensor:
     )
 
 
-def inverted_noise(host: PromptedHost, source: Tensor, prompt: str) -> Tensor:
+def inverted_noise(host: PromptedHost, source: Tensor, prompt: str, steps: int) -> Tensor:
     """The noise from which the host as it is draws a picture: (channels, height, width) to (1, the same)."""
-    return invert(host, source[None], host.stack_conditions([prompt]), steps=STEPS)
+    return invert(host, source[None], host.stack_conditions([prompt]), steps=steps)
 
 
 @torch.no_grad()
@@ -97,8 +100,8 @@ def edited(host: PromptedHost, source: Tensor, noise: Tensor, prompts: tuple[str
     """
     begin = 0 if look.inverted else look.first
     there = (source if begin else torch.zeros_like(source)).expand_as(noise)
-    noisy = host.add_noise(there, noise, torch.full((len(noise),), begin / STEPS))
+    noisy = host.add_noise(there, noise, torch.full((len(noise),), begin / look.steps))
     before, after, empty = (host.stack_conditions([prompt] * len(noisy)) for prompt in (*prompts, ""))
     # Without guidance the first steps go back along the inversion.
-    noisy, _ = walk(host, before, noisy, range(begin, look.first), STEPS, guidance=1.0)
-    return walk(host, after, noisy, range(look.first, STEPS), STEPS, guidance=GUIDANCE, negative=empty)[1]
+    noisy, _ = walk(host, before, noisy, range(begin, look.first), look.steps, guidance=1.0)
+    return walk(host, after, noisy, range(look.first, look.steps), look.steps, guidance=GUIDANCE, negative=empty)[1]

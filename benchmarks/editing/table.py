@@ -137,10 +137,13 @@ class Bench:
         :param noises: those that looks of the same adapter have found; grows.
         """
         latents = self.example(edit).latents
-        key = (look.strength, look.density) if look.inverted else None
+        key = (look.strength, look.density, look.steps) if look.inverted else None
         if key not in noises:
-            made = inverted_noise(self.host, latents, edit.prompts[0]) if key else random_noises(latents, self.pictures)
-            noises[key] = made
+            noises[key] = (
+                inverted_noise(self.host, latents, edit.prompts[0], look.steps)
+                if key
+                else random_noises(latents, self.pictures)
+            )
         return edited(self.host, latents, noises[key], edit.prompts, look)
 
     def _decoded(self, latents: Tensor) -> np.ndarray:

@@ -29,23 +29,24 @@ TRIED: Sequence[dict[str, Any]] = (
 )
 """Changes of the preset, for the dictionary."""
 LORA_TRIED: Sequence[dict[str, Any]] = (
-    *({"learning_rate": rate} for rate in (LORA_RATE, 4e-3, 8e-3)),
-    {"learning_rate": LORA_RATE, "attentions": ("attn1",)},
+    {"learning_rate": LORA_RATE},
+    {"learning_rate": 4e-3},
+    {"learning_rate": 8e-3},
 )
 """For the LoRA, which has the preset's steps and pictures."""
 
 
 def search(bench: Bench, edits: Sequence[Edit], strengths: Sequence[float], seed: int, log: Path) -> None:
     """Tries all that the log does not know yet, and appends a line for each."""
-    ours, lora, *inverted = editors(single_picture(), LORA_RATE, strengths, learnt_and_inverted=True)[:4]
-    trials = [(ours, changes) for changes in TRIED] + [(lora, changes) for changes in LORA_TRIED]
-    trials += [(editor, {}) for editor in inverted]
+    ours, lora, *others = editors(single_picture(), LORA_RATE, strengths)
+    trials: list[tuple[Editor, dict[str, Any]]] = [(editor, {}) for editor in others]
+    trials += [(ours, changes) for changes in TRIED] + [(lora, changes) for changes in LORA_TRIED]
     lines = [json.loads(one) for one in log.read_text().splitlines()] if log.is_file() else []
     known = [(one["method"], one["changes"], one["edits"]) for one in lines]
     for editor, changes in trials:
         if (editor.name, changes, len(edits)) in known:
             continue
-        variant = replace(editor, method=changed(editor.method, changes))
+        variant = replace(editor, method=changed(editor.method, changes)) if editor.method else editor
         bench.fill(edits, [variant], seed)
         found = [measured(bench, edit, [variant], seed) for edit in edits]
         one = line(found, variant, changes)

@@ -184,7 +184,7 @@ def test_success_at_a_level_of_preservation(points: list[tuple[float, float]], s
 
 
 def test_ours_and_the_lora_have_the_same_sliders_and_settings() -> None:
-    by_name = {editor.name: editor for editor in editors(single_picture(), 1e-3, (0.5, 1.5), True)}
+    by_name = {editor.name: editor for editor in editors(single_picture(), 1e-3, (0.5, 1.5))}
     ours, lora = by_name[OURS], by_name["LoRA"]
     assert ours.looks == lora.looks
     assert {look.density for look in ours.looks} == set(DENSITIES)
@@ -207,7 +207,7 @@ def test_inverted_noise_leads_back_to_the_source(host: PromptedHost) -> None:
     shape = (host.unet.config.in_channels, 8, 8)
     prompt = "a big red cat on the left in the snow, picture book"
     source = sample(host, host.stack_conditions([prompt]), torch.randn(1, *shape), steps=STEPS, guidance=1)[0]
-    noise = inverted_noise(host, source, prompt)
+    noise = inverted_noise(host, source, prompt, STEPS)
     back = sample(host, host.stack_conditions([prompt]), noise, steps=STEPS, guidance=1)
     away = edited(host, source, noise, (prompt, "a small blue car on the right at sunset, paper cutout"), Look())
     assert (back[0] - source).abs().mean() < 0.1 * (away[0] - source).abs().mean()
@@ -293,7 +293,7 @@ def _made_up(edit: Edit, compared: list[Editor]) -> Measured:
 
 
 def test_the_report_holds_what_is_asked_of_it(tmp_path: Path) -> None:
-    compared = editors(single_picture(), 1e-3, (0.5, 1.5), True)
+    compared = editors(single_picture(), 1e-3, (0.5, 1.5))
     figures = summary([_made_up(edit, compared) for edit in edits("held_out", 6)], compared)
     report = figures | {
         "tier": "quick",
