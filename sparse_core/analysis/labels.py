@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -22,16 +23,18 @@ from .recording import chosen_atoms
 
 THUMBNAIL = 64
 """Pixels of an atom's thumbnail."""
-REACH = 0.5
+GLANCE = 128
+"""Pixels of the longer side of a picture that is looked at: grain is no colour."""
+REACH = 0.4
 """How far from a colour, in RGB of 0..1, another is none of it."""
-SURE = 2
-"""Standard errors: with four pictures, a claim that is wrong by chance in less than one case of ten."""
-LEAST_LOST = 0.0005
-"""Share of the picture's area that a colour must lose for it to be named."""
+SURE = 1.5
+"""Standard errors that count against what several pictures say on average."""
+LEAST_SHARE, LEAST_AREA = 0.03, 0.0004
+"""Of a colour, and of the picture, that must surely go for the colour to be named."""
 LARGEST_LABELLED = 10_000
 """How many atoms one line may label."""
 MAJORITY = 0.6
-"""Share of what a colour loses that must lie in a place for it to be named."""
+"""Share of what goes that must surely lie in a place for the place to be named."""
 COLOURS: Mapping[str, tuple[float, float, float]] = {
     "black": (0.08, 0.08, 0.08),
     "grey": (0.5, 0.5, 0.5),
@@ -54,6 +57,19 @@ def amounts(picture: Tensor) -> Tensor:
     known = torch.tensor(list(COLOURS.values()))
     distances = torch.cdist(picture.reshape(-1, 3), known).view(*picture.shape[:-1], len(COLOURS))
     return (1 - distances / REACH).clamp(min=0)
+
+
+def at_a_glance(ablations: Ablations) -> Ablations:
+    """The same pictures, no larger than `GLANCE`."""
+
+    def small(picture: Tensor) -> Tensor:
+        height, width, _ = picture.shape
+        scale = min(1.0, GLANCE / max(height, width))
+        size = (max(round(height * scale), 1), max(round(width * scale), 1))
+        return F.interpolate(picture.movedim(-1, 0)[None], size, mode="area")[0].movedim(0, -1)
+
+    without = {name: small(picture) for name, picture in ablations.without.items()}
+    return Ablations(small(ablations.whole), small(ablations.plain), without)
 
 
 def lost(ablations: Ablations, name: str) -> Tensor:
@@ -93,21 +109,25 @@ def place_of(weights: Sequence[Tensor], middles: Sequence[tuple[int, int]]) -> s
 
 def middle(weight: Tensor) -> tuple[int, int]:
     """The row and the column that cut a map (height, width) in halves."""
-    row, column = (
-        int((along.cumsum(0) < along.sum() / 2).sum()) for along in (weight.sum(dim=1), weight.sum(dim=0))
-    )
+    row, column = (int((along.cumsum(0) < along.sum() / 2).sum()) for along in (weight.sum(dim=1), weight.sum(dim=0)))
     return row, column
 
 
 def colour_and_place(ablations: Sequence[Ablations], name: str) -> tuple[str, str]:
-    """The colour that surely goes from what was learnt where the atoms are left out, and where in it; nothing where no colour
-    is sure."""
-    maps = torch.stack([lost(one, name) for one in ablations])  # (pictures, height, width, colours)
-    least, best = sure(maps.mean(dim=(1, 2))).max(dim=0)
-    if least < LEAST_LOST:
+    """The colour of which the largest share surely goes from what was learnt where the atoms are left out, and where in it;
+    nothing where no colour is sure."""
+    maps = [lost(one, name) for one in ablations]  # (height, width, colours) each
+    gone = torch.stack([map.mean(dim=(0, 1)) for map in maps])  # (pictures, colours)
+    there = torch.stack([(amounts(one.whole) * learnt(one)[..., None]).mean(dim=(0, 1)) for one in ablations])
+    shares = sure(
+        gone / torch.maximum(there, there - gone).clamp(min=1e-9)
+    )  # (colours,) of -1..1: of the larger amount
+    named = (shares >= LEAST_SHARE) & (sure(gone) >= LEAST_AREA)
+    if not named.any():
         return "", ""
+    best = int(torch.where(named, shares, 0.0).argmax())
     middles = [middle(learnt(one).square()) for one in ablations]
-    return list(COLOURS)[int(best)], place_of(list(maps[..., best].clamp(min=0)), middles)
+    return list(COLOURS)[best], place_of([map[..., best].clamp(min=0) for map in maps], middles)
 
 
 def automatic_labels(ablations: Sequence[Ablations], words: Mapping[str, str]) -> dict[str, str]:
@@ -116,10 +136,11 @@ def automatic_labels(ablations: Sequence[Ablations], words: Mapping[str, str]) -
     :param ablations: the same atoms left out of several pictures.
     :param words: address to the word it clearly answers to, where there is one.
     """
+    seen = [at_a_glance(one) for one in ablations]
     labels = {}
     for name in ablations[0].without:
         word = words.get(name)
-        said = (*colour_and_place(ablations, name), f"on '{word}'" if word else "")
+        said = (*colour_and_place(seen, name), f"on '{word}'" if word else "")
         if any(said):
             labels[name] = ", ".join(filter(None, said))
     return labels
@@ -131,9 +152,7 @@ def with_looks(
     """The dictionary with what was seen of single atoms: labels for those that have none yet, how far each moves a picture,
     and thumbnails from the first of the pictures."""
     found = {a: label for a, label in automatic_labels(ablations, words).items() if a not in dictionary.labels}
-    sizes = {
-        name: round(sum(one.size(name) for one in ablations) / len(ablations), 2) for name in ablations[0].without
-    }
+    sizes = {name: round(sum(one.size(name) for one in ablations) / len(ablations), 2) for name in ablations[0].without}
     labelled = _with(with_labels(dictionary, found), "effects", sizes)
     return _with(labelled, "thumbnails", thumbnails(ablations[0]))
 
