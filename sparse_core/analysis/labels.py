@@ -21,7 +21,7 @@ from ..training.metadata import data_uri
 from .effects import Ablations, cut_out, learnt
 from .recording import chosen_atoms
 
-THUMBNAIL = 64
+THUMBNAIL = 60
 """Pixels of an atom's thumbnail."""
 GLANCE = 128
 """Pixels of the longer side of a picture that is looked at: grain is no colour."""
