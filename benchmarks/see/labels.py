@@ -39,8 +39,9 @@ UNSEEN = (
     ("a big {} in the middle at the beach", 6),
     ("a big {} in the middle in the meadow", 11),
     ("a big {} in the middle at sunset", 12),
+    ("a big {} in the middle in the desert", 21),
 )
-"""Prompts and seeds that labels are held against: two scenes that no label was made on, and one from other noise."""
+"""Prompts and seeds that labels are held against: other noise, and three scenes that no label was made on."""
 TOP = 24
 """Atoms that should have a label: those that move the pictures most."""
 OLD, NEW = "nearest names, one picture", "losses, four pictures"
