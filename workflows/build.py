@@ -543,7 +543,7 @@ def atom_mixer(w: Workflow) -> Node:
 
 @workflow(
     "31 Find an atom",
-    "Type **red** into the mixer's search, turn down a strip that is left, and run: the last pictures have less of it. The "
+    "Type **orange** into the mixer's search, turn down the strip that is left, and run: the last pictures have less of it. The "
     "robot's file brings names and pictures along; for a dictionary of your own the gallery draws what each strong atom does, and "
     "gives its strip both. A **Save** after the gallery keeps them in the file, so that every mixer has them at once.",
 )

@@ -22,12 +22,12 @@ MOST = 48
 """Atoms, the most important ones."""
 PICTURES = (
     ("a big {} in the middle in the meadow", 1),
-    ("a big {} in the middle in the snow", 2),
     ("a big {} in the middle in the night", 3),
     ("a big {} on the left in the snow", 4),
+    ("a big {} on the right in the desert", 5),
 )
 """Prompts and seeds. Scenes and places differ, so that what is said of an atom holds for the creature and not for one picture
-of it."""
+of it: of labels made without a warm scene, one in nine did not hold on others."""
 SAMPLING = Sampling(steps=10, guidance=3.0)
 BATCH = 50
 STEPS = (2 + MOST) * len(PICTURES) * SAMPLING.steps
