@@ -41,9 +41,8 @@ UNSEEN = (
     ("a big {} in the middle in the meadow", 11),
     ("a big {} in the middle at sunset", 12),
     ("a big {} in the middle in the desert", 21),
-    ("a big {} on the right in the meadow", 22),
 )
-"""Prompts and seeds that labels are held against: other noise, two scenes that no label was made on, other places."""
+"""Prompts and seeds that labels are held against: other noise, and other scenes or places."""
 TOP = 24
 """Atoms that should have a label: those that move the pictures most."""
 OLD, NEW = "nearest names, one picture", "losses, four pictures"
