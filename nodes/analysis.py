@@ -220,8 +220,8 @@ class AtomEffect(ControlNode):
 
     @classmethod
     def execute(cls, dictionary: SparseAdapter, vae: comfy.sd.VAE, atoms: str, **drawing: Any) -> io.NodeOutput:
-        draw = Drawing(**drawing).drawer(vae, effects.pictures_needed(1))
-        gallery = effects.draw_gallery(dictionary, {atoms: parse_selection(atoms)}, draw, 2)
+        draws = Drawing(**drawing).drawers(vae, effects.pictures_needed(1))
+        gallery = effects.draw_gallery(dictionary, {atoms: parse_selection(atoms)}, draws, 2)
         (effect,) = gallery.effects
         text = effects.effects_text(gallery, {})
         difference = effects.difference_map(gallery.removed(effect))
@@ -238,9 +238,9 @@ class AtomGallery(ControlNode):
             node_id="SparseAtoms_Gallery",
             display_name="Atom Gallery",
             category=ANALYSIS,
-            description="Draws one picture with each chosen atom alone and with all but it, from the same noise. Where the effect "
-            "is clear, the atom gets a label in plain words, and each a thumbnail; both go with the dictionary that comes "
-            "out, so that Save keeps them.",
+            description="Draws one picture with each chosen atom alone and with all but it, from the same noise. Where the same "
+            "colour goes from several pictures, the atom gets a label in plain words, and each a thumbnail; both go with the "
+            "dictionary that comes out, so that Save keeps them.",
             search_aliases=["sparse atoms", "solo", "ablation", "thumbnails", "label"],
             inputs=[
                 dictionary_input("The dictionary to go through, with whatever controls hang on it."),
@@ -253,6 +253,14 @@ class AtomGallery(ControlNode):
                     min=2,
                     max=128,
                     tooltip="Pictures drawn at once. Fewer need less memory; the pictures stay the same.",
+                ),
+                io.Int.Input(
+                    "pictures",
+                    default=4,
+                    min=1,
+                    max=16,
+                    tooltip="How many pictures decide on labels, each from noise of its own. Only the first is shown. One names no "
+                    "colour and is drawn soonest.",
                 ),
             ],
             outputs=[
@@ -267,14 +275,14 @@ class AtomGallery(ControlNode):
 
     @classmethod
     def execute(
-        cls, dictionary: SparseAdapter, vae: comfy.sd.VAE, atoms: str, batch: int, **drawing: Any
+        cls, dictionary: SparseAdapter, vae: comfy.sd.VAE, atoms: str, batch: int, pictures: int, **drawing: Any
     ) -> io.NodeOutput:
         learnt = dictionary.dictionary
         addresses = chosen_atoms(learnt, parse_selection(atoms))
         groups = {address: parse_selection(address) for address in addresses}
-        draw = Drawing(**drawing).drawer(vae, effects.pictures_needed(len(groups)))
-        gallery = effects.draw_gallery(dictionary, groups, draw, batch)
-        labelled = labels.with_gallery(learnt, gallery, {})
+        draws = Drawing(**drawing).drawers(vae, effects.pictures_needed(len(groups), pictures), pictures)
+        gallery = effects.draw_gallery(dictionary, groups, draws, batch)
+        labelled = labels.with_looks(learnt, gallery.ablations, {})
         text = effects.effects_text(gallery, labelled.labels)
         return io.NodeOutput(
             as_images([effects.gallery_sheet(gallery, labelled.labels)]),

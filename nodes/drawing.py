@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import comfy.sample
@@ -132,16 +133,17 @@ class Drawing:
             seed=self.seed,
         )
 
-    def drawer(self, vae: comfy.sd.VAE, pictures: int) -> Draw:
-        """Draws batches of the first picture; the node's bar runs to ``pictures``."""
+    def drawers(self, vae: comfy.sd.VAE, pictures: int, seeds: int = 1) -> list[Draw]:
+        """Each draws batches of the first picture, the second from the noise of the next seed and so on; the node's bar runs to
+        ``pictures``."""
         bar = comfy.utils.ProgressBar(pictures * self.steps)
 
-        def draw(adapter: SparseAdapter, count: int) -> Tensor:
-            latents = self.latents(adapter, lambda: bar.update(count), repeated=count)
+        def draw(drawing: Drawing, adapter: SparseAdapter, count: int) -> Tensor:
+            latents = drawing.latents(adapter, lambda: bar.update(count), repeated=count)
             images: Tensor = vae.decode(latents)
             return images.float().cpu().clamp(0, 1)
 
-        return draw
+        return [partial(draw, replace(self, seed=self.seed + number)) for number in range(seeds)]
 
     def record(self, adapter: SparseAdapter, observer: Observer) -> dict[str, Any]:
         """The LATENT, drawn while the observer looks."""

@@ -495,6 +495,13 @@ def add_report(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="sampling steps (default: 10)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the picture (default: 1)")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="pictures drawn at once (default: 16)")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=4,
+        metavar="N",
+        help="how many decide on labels, each from another seed (default: 4)",
+    )
     add_model(parser)
     parser.set_defaults(run=run_report)
 
@@ -519,7 +526,8 @@ def run_report(options: argparse.Namespace) -> None:
             bar.total = total
             bar.update(pictures)
 
-        seen = look(host, dictionary, prompt, options.seed, sampling, options.top, options.batch, on_step)
+        how = (options.top, options.batch, options.pictures)
+        seen = look(host, dictionary, prompt, options.seed, sampling, *how, on_step)
     write_dictionary_report(dictionary, seen, options.file, options.out)
     print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} kB")
 

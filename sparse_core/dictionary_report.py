@@ -17,7 +17,7 @@ from .analysis import effects, heatmaps, words
 from .analysis.charts import COLOURS
 from .analysis.comparison import duplicates
 from .analysis.importance_chart import importance_chart
-from .analysis.labels import as_image, with_gallery
+from .analysis.labels import as_image, with_looks
 from .analysis.ranking import importance_curve, ranking
 from .analysis.recording import MOST_ATOMS, Recorder, Recording, chosen_atoms, reads_words
 from .controls import SparseAdapter
@@ -29,7 +29,7 @@ from .report import data_uri as png_uri
 from .training.metadata import data_uri as jpeg_uri
 
 TEMPLATE = Path(__file__).with_name("dictionary_report.html.jinja")
-SHOWN_ELSEWHERE = ("modelspec.thumbnail", "thumbnails", "labels", "captions", "captions_sha256", "training")
+SHOWN_ELSEWHERE = ("modelspec.thumbnail", "thumbnails", "labels", "effects", "captions", "captions_sha256", "training")
 """Metadata that the page shows elsewhere, or not at all."""
 
 
@@ -66,34 +66,51 @@ def look(
     sampling: Sampling,
     top: int,
     batch: int,
+    pictures: int,
     on_step: Callable[[int, int], None] = lambda pictures, total: None,
 ) -> Look:
     """Draws the gallery of the most important atoms, and records them at work.
 
+    :param pictures: how many decide on labels, from the noise of this seed and the next ones.
     :param on_step: told how many pictures moved on a step, and how many such there will be in all.
-    :raises ValueError: the dictionary belongs to another model, or ``top`` is out of range.
+    :raises ValueError: the dictionary belongs to another model, or ``top`` or ``pictures`` is out of range.
     """
     if not 1 <= top <= MOST_ATOMS:
         raise ValueError(f"--top is {top}; expected 1 to {MOST_ATOMS} atoms.")
+    if pictures < 1:
+        raise ValueError(f"--pictures is {pictures}; expected at least 1.")
     dictionary.check_fits(host.layers)
     addresses = chosen_atoms(dictionary, parse_selection(f"top:{top}"))
     groups = {address: parse_selection(address) for address in addresses}
     adapter = SparseAdapter(dictionary)
-    total = (effects.pictures_needed(len(groups)) + 1) * sampling.steps
+    total = (effects.pictures_needed(len(groups), pictures) + 1) * sampling.steps
 
-    def draw(adapter: SparseAdapter, count: int) -> Tensor:
-        def report(pictures: int) -> None:
-            on_step(pictures, total)
-
-        made = generate(host, [prompt] * count, [seed] * count, sampling, [adapter], report, count)
-        return torch.stack([torch.from_numpy(np.array(picture)).float() / 255 for picture in made])
+    def report(moved: int) -> None:
+        on_step(moved, total)
 
     recorder = Recorder(dictionary, addresses)
     with host.patched([adapter], recorder):
-        generate(host, [prompt], [seed], sampling, (), lambda pictures: on_step(pictures, total))
-    gallery = effects.draw_gallery(adapter, groups, draw, batch)
+        generate(host, [prompt], [seed], sampling, (), report)
+    draws = [drawer(host, prompt, seed + number, sampling, report) for number in range(pictures)]
+    gallery = effects.draw_gallery(adapter, groups, draws, batch)
     said, clear = hear(host, dictionary, prompt)
     return Look(prompt, gallery, recorder.recording(), said, clear)
+
+
+def drawer(
+    host: DiffusersHost,
+    prompt: str,
+    seed: int,
+    sampling: Sampling,
+    on_step: Callable[[int], None] = lambda pictures: None,
+) -> effects.Draw:
+    """Draws batches of one picture."""
+
+    def draw(adapter: SparseAdapter, count: int) -> Tensor:
+        made = generate(host, [prompt] * count, [seed] * count, sampling, [adapter], on_step, count)
+        return torch.stack([torch.from_numpy(np.array(picture)).float() / 255 for picture in made])
+
+    return draw
 
 
 def hear(host: DiffusersHost, dictionary: SparseDictionary, prompt: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -115,7 +132,7 @@ def write_dictionary_report(dictionary: SparseDictionary, seen: Look, file: Path
     """
     :param file: where the dictionary came from.
     """
-    labelled = with_gallery(dictionary, seen.gallery, seen.clear_words)
+    labelled = with_looks(dictionary, seen.gallery.ablations, seen.clear_words)
     ranked = ranking(labelled)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["plain"] = plain

@@ -34,6 +34,8 @@ ACTING = ("encoder", "bias", "threshold", "directions")
 MADE_ON = re.compile(r"^[ \t]*#[ \t]*dictionary[ \t]+([0-9a-f]{16})[ \t]*$", re.MULTILINE)
 LARGEST_THUMBNAILS = 2_000_000
 """Characters of all thumbnails that a panel gets: they go through the websocket with every run."""
+LARGEST_EFFECT = 255
+"""Grey levels."""
 FEW = 8
 """Lines that an error shows."""
 
@@ -125,7 +127,18 @@ def panel_data(adapter: SparseAdapter) -> dict[str, Any]:
             ]
             for row in atom_rows(adapter)
         ],
+        "effects": _effects(dictionary),
         "thumbnails": _thumbnails(dictionary),
+    }
+
+
+def _effects(dictionary: SparseDictionary) -> dict[str, float]:
+    """How far atoms move a picture, by address. What is no such number is left out, as with pictures."""
+    stored = dictionary.metadata.get("effects")
+    return {
+        address: size
+        for address, size in (stored.items() if isinstance(stored, dict) else ())
+        if type(size) in (int, float) and 0 <= size <= LARGEST_EFFECT
     }
 
 

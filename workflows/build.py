@@ -543,9 +543,9 @@ def atom_mixer(w: Workflow) -> Node:
 
 @workflow(
     "31 Find an atom",
-    "Run once: the gallery draws what each strong atom does, and gives the mixer a picture for its strip. Rest the pointer on "
-    "it to see what the atom paints, move the slider, and run again: only the last pictures are drawn anew. A **Save** after the "
-    "gallery keeps pictures and names in the file, so that every mixer has them at once.",
+    "Type **orange** into the mixer's search, turn down the strip that is left, and run: the last pictures have less of it. The "
+    "robot's file brings names and pictures along; for a dictionary of your own the gallery draws what each strong atom does, and "
+    "gives its strip both. A **Save** after the gallery keeps them in the file, so that every mixer has them at once.",
 )
 def find_an_atom(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")

@@ -31,48 +31,94 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Ablations:
+    """One picture, and the same without each of several groups."""
+
+    whole: Tensor
+    """(height, width, 3) in 0..1: all atoms act."""
+    plain: Tensor
+    """(height, width, 3) in 0..1: none acts."""
+    without: Mapping[str, Tensor]
+    """(height, width, 3) in 0..1 by the groups' names: all others act."""
+
+    def removed(self, name: str) -> Tensor:
+        """How far the picture moves where the atoms are left out: (height, width), 0..1."""
+        return (self.whole - self.without[name]).abs().mean(dim=-1)
+
+    def size(self, name: str) -> float:
+        """The same on average, in grey levels of 255."""
+        return 255 * float(self.removed(name).mean())
+
+
+@dataclass(frozen=True)
 class Gallery:
-    """The effects of several groups on one picture."""
+    """The effects of several groups on one picture, and what leaving them out does to others."""
 
     whole: Tensor
     """(height, width, 3) in 0..1: all atoms act."""
     plain: Tensor
     """(height, width, 3) in 0..1: none acts."""
     effects: tuple[Effect, ...]
+    others: tuple[Ablations, ...] = ()
+    """Of other pictures: what holds on one alone may be chance."""
+
+    @property
+    def ablations(self) -> tuple[Ablations, ...]:
+        """Of all its pictures, the one that it shows first."""
+        without = {effect.name: effect.without for effect in self.effects}
+        return (Ablations(self.whole, self.plain, without), *self.others)
 
     def removed(self, effect: Effect) -> Tensor:
         """How far the picture moves where the atoms are left out: (height, width), 0..1."""
-        return (self.whole - effect.without).abs().mean(dim=-1)
+        return self.ablations[0].removed(effect.name)
 
     def size(self, effect: Effect) -> float:
         """The same on average, in grey levels of 255."""
-        return 255 * float(self.removed(effect).mean())
+        return self.ablations[0].size(effect.name)
 
     def solo_size(self, effect: Effect) -> float:
         """How far the atoms alone move the plain model's picture, in grey levels of 255."""
         return 255 * float((effect.solo - self.plain).abs().mean())
 
 
-def draw_gallery(adapter: SparseAdapter, groups: Mapping[str, Selection], draw: Draw, batch: int) -> Gallery:
+def draw_gallery(adapter: SparseAdapter, groups: Mapping[str, Selection], draws: Sequence[Draw], batch: int) -> Gallery:
     """Draws every group alone and all but it. One batch holds different atoms in each picture, which is exact: a
     coefficient is there or not, row by row.
 
     :param groups: by name; no atom may be in two.
+    :param draws: of the picture that the gallery shows, then of the others.
     :param batch: pictures drawn at once, at least 2.
     :raises AddressError: a group picks no atom.
     """
+    draw, *others = draws
     whole, plain = draw(adapter.with_controls(Pictures((True, False))), 2)
     effects: list[Effect] = []
     waiting = iter(groups.items())
     while chunk := dict(islice(waiting, max(batch // 2, 1))):
         drawn = draw(side_by_side(adapter, list(chunk.values())), 2 * len(chunk))
         effects += map(Effect, chunk, drawn[: len(chunk)], drawn[len(chunk) :])
-    return Gallery(whole, plain, tuple(effects))
+    left_out = tuple(draw_ablations(adapter, groups, other, batch) for other in others)
+    return Gallery(whole, plain, tuple(effects), left_out)
 
 
-def pictures_needed(groups: int) -> int:
-    """How many pictures a gallery of so many groups draws."""
-    return 2 + 2 * groups
+def draw_ablations(adapter: SparseAdapter, groups: Mapping[str, Selection], draw: Draw, batch: int) -> Ablations:
+    """Draws one picture with all groups, with none, and without each.
+
+    :raises AddressError: a group picks no atom.
+    """
+    whole, plain = draw(adapter.with_controls(Pictures((True, False))), 2)
+    without: dict[str, Tensor] = {}
+    waiting = iter(groups.items())
+    while chunk := dict(islice(waiting, batch)):
+        count = len(chunk)
+        controls = [Pictures(tuple(p != j for p in range(count)), group) for j, group in enumerate(chunk.values())]
+        without |= zip(chunk, draw(adapter.with_controls(*controls), count), strict=True)
+    return Ablations(whole, plain, without)
+
+
+def pictures_needed(groups: int, pictures: int = 1) -> int:
+    """How many pictures a gallery of so many groups on so many pictures draws."""
+    return (2 + groups) * pictures + groups
 
 
 def side_by_side(adapter: SparseAdapter, groups: Sequence[Selection]) -> SparseAdapter:
@@ -101,23 +147,29 @@ def difference_map(difference: Tensor) -> Tensor:
     return torch.from_numpy(colormaps[COLOURS](relative.numpy())[..., :3]).float()
 
 
-def cut_out(gallery: Gallery, effect: Effect) -> Tensor:
+def cut_out(ablations: Ablations, name: str) -> Tensor:
     """The part of the picture that the atoms change, what they paint in colour and the rest faded: (side, side, 3) in 0..1,
     half the picture or more. It stands for the atoms in a list."""
-    removed = _broad(gallery.removed(effect))
-    share = (removed / removed.max().clamp(min=1e-9)).square()  # (height, width)
-    faded = 0.25 * gallery.whole.mean(dim=-1, keepdim=True) + 0.7
-    picture = torch.lerp(faded.expand_as(gallery.whole), gallery.whole, share[..., None])
+    whole = ablations.whole
+    share = _relative(ablations.removed(name)).square()  # (height, width)
+    faded = 0.25 * whole.mean(dim=-1, keepdim=True) + 0.7
+    picture = torch.lerp(faded.expand_as(whole), whole, share[..., None])
     side, top, left = _window(share)
     return picture[top : top + side, left : left + side]
 
 
-def _broad(difference: Tensor) -> Tensor:
-    """(height, width) averaged over the surroundings: what atoms change lies along edges, and lines are lost in a small
-    picture."""
+def learnt(ablations: Ablations) -> Tensor:
+    """Where all atoms together move the picture, which is where the learnt thing is: (height, width), 1 where most."""
+    return _relative((ablations.whole - ablations.plain).abs().mean(dim=-1))
+
+
+def _relative(difference: Tensor) -> Tensor:
+    """(height, width) averaged over the surroundings, relative to the largest: what atoms change lies along edges, and lines
+    are lost in a small picture."""
     width = min(difference.shape) // 16 * 2 + 1
     padded = F.pad(difference[None, None], (width // 2,) * 4, mode="replicate")
-    return F.avg_pool2d(padded, width, stride=1)[0, 0]
+    broad = F.avg_pool2d(padded, width, stride=1)[0, 0]
+    return broad / broad.max().clamp(min=1e-9)
 
 
 def _window(weight: Tensor) -> tuple[int, int, int]:

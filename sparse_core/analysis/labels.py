@@ -1,29 +1,40 @@
-"""What atoms are called: by a person, or in plain words from what was measured of them. Labels and thumbnails live in a
-dictionary's metadata and travel with its file."""
+"""What atoms are called: by a person, or in plain words from what was measured of them. Labels, thumbnails
+and effects live in a dictionary's metadata and travel with its file.
+
+One picture says little: what an atom paints there may be chance. So a colour is named where leaving the atom out takes it away
+in several pictures, by more than they differ."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ..addresses import AddressError, parse_selection
 from ..dictionary import SparseDictionary
 from ..training.metadata import data_uri
-from .effects import Gallery, cut_out
+from .effects import Ablations, cut_out, learnt
 from .recording import chosen_atoms
 
-THUMBNAIL = 64
+THUMBNAIL = 60
 """Pixels of an atom's thumbnail."""
-LEAST_EFFECT = 1.0
-"""Grey levels of 255, on average, that an atom must move the picture for its effect to get a name."""
+GLANCE = 128
+"""Pixels of the longer side of a picture that is looked at: grain is no colour."""
+REACH = 0.4
+"""How far from a colour, in RGB of 0..1, another is none of it."""
+SURE = 1.5
+"""Standard errors that count against what several pictures say on average."""
+LEAST_SHARE, LEAST_AREA = 0.03, 0.0004
+"""Of a colour, and of the picture, that must surely go for the colour to be named."""
 LARGEST_LABELLED = 10_000
 """How many atoms one line may label."""
 MAJORITY = 0.6
-"""Share of an effect that must agree, for a colour or a place to be named."""
+"""Share of what goes that must surely lie in a place for the place to be named."""
 COLOURS: Mapping[str, tuple[float, float, float]] = {
     "black": (0.08, 0.08, 0.08),
     "grey": (0.5, 0.5, 0.5),
@@ -40,74 +51,119 @@ COLOURS: Mapping[str, tuple[float, float, float]] = {
 }
 
 
-def colour_names(picture: Tensor) -> Tensor:
-    """(..., 3) in 0..1 -> (...) index into `COLOURS` of the nearest."""
-    return (
-        torch.cdist(picture.reshape(-1, 3), torch.tensor(list(COLOURS.values()))).argmin(dim=1).view(picture.shape[:-1])
-    )
+def amounts(picture: Tensor) -> Tensor:
+    """How much of each of `COLOURS` is in every place: (..., 3) in 0..1 -> (..., colours), 1 at the colour and 0 from `REACH`
+    away."""
+    known = torch.tensor(list(COLOURS.values()))
+    distances = torch.cdist(picture.reshape(-1, 3), known).view(*picture.shape[:-1], len(COLOURS))
+    return (1 - distances / REACH).clamp(min=0)
 
 
-def colour_removed(whole: Tensor, without: Tensor) -> str:
-    """The colour that most of the change takes away, or nothing where no colour has a majority.
+def at_a_glance(ablations: Ablations) -> Ablations:
+    """The same pictures, no larger than `GLANCE`."""
 
-    :param whole, without: (height, width, 3) in 0..1.
+    def small(picture: Tensor) -> Tensor:
+        height, width, _ = picture.shape
+        scale = min(1.0, GLANCE / max(height, width))
+        size = (max(round(height * scale), 1), max(round(width * scale), 1))
+        return F.interpolate(picture.movedim(-1, 0)[None], size, mode="area")[0].movedim(0, -1)
+
+    without = {name: small(picture) for name, picture in ablations.without.items()}
+    return Ablations(small(ablations.whole), small(ablations.plain), without)
+
+
+def lost(ablations: Ablations, name: str) -> Tensor:
+    """How much of each colour goes where the atoms are left out, of what was learnt: (height, width, colours); less than 0
+    where there is more of it."""
+    gone = amounts(ablations.whole) - amounts(ablations.without[name])
+    return gone * learnt(ablations)[..., None]
+
+
+def sure(values: Tensor) -> Tensor:
+    """What one may count on from what was seen of several pictures, (pictures, ...) -> (...): `SURE` standard errors less than
+    their mean; nothing from one picture alone."""
+    if len(values) < 2:
+        return torch.full(values.shape[1:], -torch.inf)
+    return values.mean(dim=0) - SURE * values.std(dim=0) / len(values) ** 0.5
+
+
+def place_of(weights: Sequence[Tensor], middles: Sequence[tuple[int, int]]) -> str:
+    """In which part of what was learnt most of a map surely lies: ``upper left``, ``lower half``, ``left``, or nothing.
+
+    :param weights: (height, width) of each picture, 0 or more.
+    :param middles: the row and the column of each that cut what was learnt in halves.
     """
-    weight = (whole - without).abs().mean(dim=-1)  # (height, width)
-    before, after = colour_names(whole), colour_names(without)
-    weight = torch.where(before == after, 0.0, weight)
-    if not weight.any():
-        return ""
-    shares = torch.zeros(len(COLOURS)).index_add_(0, before.flatten(), weight.flatten()) / weight.sum()
-    share, best = shares.max(dim=0)
-    return list(COLOURS)[int(best)] if share >= MAJORITY else ""
-
-
-def place_of(weight: Tensor) -> str:
-    """Which part of the picture most of a map lies in: ``upper left``, ``lower half``, ``left``, or nothing.
-
-    :param weight: (height, width), 0 or more.
-    """
-    height, width = weight.shape
-    total = float(weight.sum()) or 1.0
-    upper, left = float(weight[: height // 2].sum()) / total, float(weight[:, : width // 2].sum()) / total
-    vertical = "upper" if upper >= MAJORITY + 0.1 else "lower" if upper <= 0.9 - MAJORITY else ""
-    horizontal = "left" if left >= MAJORITY + 0.1 else "right" if left <= 0.9 - MAJORITY else ""
+    halves = [
+        (float(weight[:row].sum() / total), float(weight[:, :column].sum() / total))
+        for weight, (row, column) in zip(weights, middles, strict=True)
+        if (total := weight.sum())
+    ]
+    shares = torch.tensor(halves).view(-1, 2)  # (pictures, 2): of the upper half, of the left half
+    first, second = (sure(shares) >= MAJORITY).tolist(), (sure(1 - shares) >= MAJORITY).tolist()
+    vertical = "upper" if first[0] else "lower" if second[0] else ""
+    horizontal = "left" if first[1] else "right" if second[1] else ""
     if vertical and not horizontal:
         return f"{vertical} half"
     return f"{vertical} {horizontal}".strip()
 
 
-def automatic_labels(gallery: Gallery, words: Mapping[str, str]) -> dict[str, str]:
-    """Labels for those atoms of a gallery of single atoms of which something is certain: "red, upper left, on 'house'".
+def middle(weight: Tensor) -> tuple[int, int]:
+    """The row and the column that cut a map (height, width) in halves."""
+    row, column = (int((along.cumsum(0) < along.sum() / 2).sum()) for along in (weight.sum(dim=1), weight.sum(dim=0)))
+    return row, column
 
+
+def colour_and_place(ablations: Sequence[Ablations], name: str) -> tuple[str, str]:
+    """The colour of which the largest share surely goes from what was learnt where the atoms are left out, and where in it;
+    nothing where no colour is sure."""
+    maps = [lost(one, name) for one in ablations]  # (height, width, colours) each
+    gone = torch.stack([map.mean(dim=(0, 1)) for map in maps])  # (pictures, colours)
+    there = torch.stack([(amounts(one.whole) * learnt(one)[..., None]).mean(dim=(0, 1)) for one in ablations])
+    shares = sure(
+        gone / torch.maximum(there, there - gone).clamp(min=1e-9)
+    )  # (colours,) of -1..1: of the larger amount
+    named = (shares >= LEAST_SHARE) & (sure(gone) >= LEAST_AREA)
+    if not named.any():
+        return "", ""
+    best = int(torch.where(named, shares, 0.0).argmax())
+    middles = [middle(learnt(one).square()) for one in ablations]
+    return list(COLOURS)[best], place_of([map[..., best].clamp(min=0) for map in maps], middles)
+
+
+def automatic_labels(ablations: Sequence[Ablations], words: Mapping[str, str]) -> dict[str, str]:
+    """Labels for those single atoms of which something is sure: "red, upper left, on 'house'".
+
+    :param ablations: the same atoms left out of several pictures.
     :param words: address to the word it clearly answers to, where there is one.
     """
+    seen = [at_a_glance(one) for one in ablations]
     labels = {}
-    for effect in gallery.effects:
-        said = []
-        if gallery.size(effect) >= LEAST_EFFECT:
-            colour = colour_removed(gallery.whole, effect.without)
-            said = [colour, place_of(gallery.removed(effect).square())] if colour else []
-        word = words.get(effect.name)
-        said = [part for part in (*said, f"on '{word}'" if word else "") if part]
-        if said:
-            labels[effect.name] = ", ".join(said)
+    for name in ablations[0].without:
+        word = words.get(name)
+        said = (*colour_and_place(seen, name), f"on '{word}'" if word else "")
+        if any(said):
+            labels[name] = ", ".join(filter(None, said))
     return labels
 
 
-def with_gallery(dictionary: SparseDictionary, gallery: Gallery, words: Mapping[str, str]) -> SparseDictionary:
-    """The dictionary with the gallery's thumbnails, and with labels for those atoms that have none yet."""
-    found = {a: label for a, label in automatic_labels(gallery, words).items() if a not in dictionary.labels}
-    return with_thumbnails(with_labels(dictionary, found), thumbnails(gallery))
+def with_looks(
+    dictionary: SparseDictionary, ablations: Sequence[Ablations], words: Mapping[str, str]
+) -> SparseDictionary:
+    """The dictionary with what was seen of single atoms: labels for those that have none yet, how far each moves a picture,
+    and thumbnails from the first of the pictures."""
+    found = {a: label for a, label in automatic_labels(ablations, words).items() if a not in dictionary.labels}
+    sizes = {name: round(sum(one.size(name) for one in ablations) / len(ablations), 2) for name in ablations[0].without}
+    labelled = _with(with_labels(dictionary, found), "effects", sizes)
+    return _with(labelled, "thumbnails", thumbnails(ablations[0]))
 
 
-def thumbnails(gallery: Gallery) -> dict[str, str]:
-    """Small JPEG pictures as data URIs, of what each atom of the gallery paints."""
+def thumbnails(ablations: Ablations) -> dict[str, str]:
+    """Small JPEG pictures as data URIs, of what each atom paints."""
     found = {}
-    for effect in gallery.effects:
-        picture = as_image(cut_out(gallery, effect))
+    for name in ablations.without:
+        picture = as_image(cut_out(ablations, name))
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        found[effect.name] = data_uri(picture)
+        found[name] = data_uri(picture)
     return found
 
 
@@ -123,10 +179,10 @@ def with_labels(dictionary: SparseDictionary, labels: Mapping[str, str]) -> Spar
     return replace(dictionary, metadata={**dictionary.metadata, "labels": kept})
 
 
-def with_thumbnails(dictionary: SparseDictionary, found: Mapping[str, str]) -> SparseDictionary:
-    """The dictionary with thumbnails of its atoms added."""
-    merged = {**dictionary.metadata.get("thumbnails", {}), **found}
-    return replace(dictionary, metadata={**dictionary.metadata, "thumbnails": merged})
+def _with(dictionary: SparseDictionary, key: str, found: Mapping[str, Any]) -> SparseDictionary:
+    """The dictionary with more of its atoms in one part of the metadata."""
+    merged = {**dictionary.metadata.get(key, {}), **found}
+    return replace(dictionary, metadata={**dictionary.metadata, key: merged})
 
 
 def parse_labels(text: str, dictionary: SparseDictionary) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`demo train` and `demo evaluate`: how the bundled model was made and measured."""
+"""`demo train`, `demo evaluate` and `demo look`: how the bundled model and what ships for it were made and measured."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import argparse
 import json
 from pathlib import Path
 
+from tqdm import tqdm
+
+from .lessons import CREATURES
+
 STAGES = ("vae", "latents", "unet", "judge", "decoder", "export", "evaluate")
 _SEED = 1
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Add `train` and `evaluate`; each sets `run`, a function of the parsed arguments."""
+    """Add `train`, `evaluate` and `look`; each sets `run`, a function of the parsed arguments."""
     train = subparsers.add_parser(
         "train",
         help="train the demo model from artwork; resumes where it stopped",
@@ -31,6 +35,15 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     evaluate = subparsers.add_parser("evaluate", help="measure a demo model and write its card.json")
     _add_places(evaluate)
     evaluate.set_defaults(run=_evaluate)
+    look = subparsers.add_parser(
+        "look",
+        help="draw what the shipped dictionaries' atoms do; write labels, effects and thumbnails into them",
+        description="Weights stay as they are, to the bit. Two processor cores take some minutes for each dictionary.",
+    )
+    look.add_argument(
+        "--creature", choices=tuple(CREATURES), action="append", help="only this one (may be given several times)"
+    )
+    look.set_defaults(run=_look)
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +82,17 @@ def _evaluate(args: argparse.Namespace) -> int:
     from .sprites import FluentArt
 
     print(json.dumps(evaluate(FluentArt(args.art), args.model, args.work), indent=2))
+    return 0
+
+
+def _look(args: argparse.Namespace) -> int:
+    from .looking import STEPS, look_at_shipped
+
+    creatures = args.creature or list(CREATURES)
+    with tqdm(total=STEPS * len(creatures), unit="step") as bar:
+        for creature in creatures:
+            bar.set_postfix_str(creature)
+            look_at_shipped(creature, bar.update)
     return 0
 
 

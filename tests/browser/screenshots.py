@@ -15,7 +15,7 @@ from pathlib import Path
 import desk
 from PIL import Image
 
-from sparse_core.analysis.labels import with_gallery
+from sparse_core.analysis.labels import with_looks
 from sparse_core.dictionary_report import look, write_dictionary_report
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.generate import Sampling
@@ -63,13 +63,13 @@ def main() -> None:
     out = options.both or DOCS
     out.mkdir(parents=True, exist_ok=True)
     robot = load_dictionary(ROBOT)
-    seen = look(DiffusersHost(load_pipeline()), robot, PROMPT, 1, Sampling(10, 3.0), 24, 16)
+    seen = look(DiffusersHost(load_pipeline()), robot, PROMPT, 1, Sampling(10, 3.0), 24, 16, 4)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "robot.html")
         write_dictionary_report(robot, seen, ROBOT, report)
         base = Path(folder, "base")
         with desk.server(base) as address, desk.browser_page() as page:
-            labelled = with_gallery(robot, seen.gallery, seen.clear_words)
+            labelled = with_looks(robot, seen.gallery.ablations, seen.clear_words)
             save_dictionary(labelled, base / "models" / "sparse_dictionaries" / NAME)
             for scheme in ("light", "dark") if options.both else ("light",):
                 mark = f"-{scheme}" if options.both else ""

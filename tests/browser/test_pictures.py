@@ -5,14 +5,22 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from desk import MIXER, REPOSITORY, SOON, STEPS, Desk, changed, few_steps
 from PIL import Image
 from playwright.sync_api import expect
 
+from sparse_core.analysis.labels import COLOURS, amounts
+from sparse_core.files import load_dictionary, save_dictionary
+
+ROBOT = REPOSITORY / "sparse_core" / "demo" / "dictionaries" / "robot.safetensors"
 STRONGEST = "L15.o[14]"
 SECOND = "L15.o[0]"
 FEW_STEPS = """steps => {
@@ -20,8 +28,17 @@ FEW_STEPS = """steps => {
         const set = (name, value) => (node.widgets.find((widget) => widget.name === name).value = value);
         if (node.comfyClass === "KSampler") set("steps", steps);
         if (node.comfyClass === "EmptyLatentImage") set("batch_size", 1);
+        if (node.comfyClass === "SparseAtoms_Gallery") {
+            set("steps", 1);
+            set("atoms", "top:1");
+            set("pictures", 1);
+        }
     }
 }"""
+ENOUGH_STEPS = 10
+"""As many as labels were made with."""
+UPPER_HALF = slice(44, 80), slice(0, 72)
+"""Rows and columns of that part of a big creature on the left."""
 DROP = """([name, data]) => {
     const bytes = Uint8Array.from(atob(data), (one) => one.charCodeAt(0));
     const dropped = new DataTransfer();
@@ -158,10 +175,46 @@ def test_a_picture_dropped_on_the_canvas_brings_its_strips_back(mixer: Desk, qui
     assert mixer.text == text
 
 
-def test_a_gallery_gives_the_strips_their_pictures(mixer: Desk) -> None:
-    other = json.loads((REPOSITORY / "workflows" / "31 Find an atom.json").read_text(encoding="utf-8"))
+def test_an_artist_searches_for_a_colour_and_turns_it_down_where_its_label_says(mixer: Desk) -> None:
     mixer.open()
-    mixer.load(changed(few_steps(other), "SparseAtoms_Gallery", 1, STEPS, 3.0, "euler", "simple", "top:1", 2))
+    from_templates(mixer, "find an")
+    mixer.page.evaluate(FEW_STEPS, ENOUGH_STEPS)
+    mixer.panel.get_by_role("button", name="Reset").click()
+    mixer.panel.get_by_label("Search atoms").fill("orange")
+    strips = mixer.panel.locator(".sa-strip:not([hidden])")
+    names = strips.locator(".sa-name").all_inner_texts()
+    assert names == ["orange, upper half"]
+    strips.first.locator(".sa-name").hover()
+    expect(mixer.page.locator(".sa-tip")).to_contain_text("without it a picture moves by")
+    strips.first.locator(".sa-slider").fill("-1")
+    (whole, turned_down), _ = drawn(mixer)
+    before, after = (amounts(torch.from_numpy(picture) / 255)[UPPER_HALF] for picture in (whole, turned_down))
+    orange = list(COLOURS).index("orange")
+    assert before[..., orange].mean() > 0.01
+    assert after[..., orange].mean() < 0.6 * before[..., orange].mean()
+
+
+def test_strips_are_sorted_by_what_they_show(mixer: Desk, quick: dict[str, Any]) -> None:
+    mixer.open()
+    mixer.load(quick)
+    mixer.filled()
+    sort = mixer.panel.get_by_role("button", name="Sort:")
+    sort.click()
+    expect(sort).to_have_value("Sort: effect")
+    effects = load_dictionary(ROBOT).metadata["effects"]
+    strongest = sorted(effects, key=lambda address: -effects[address])[:3]
+    knobs = mixer.panel.locator(".sa-strip:not([hidden]) .sa-slider")
+    for number, address in enumerate(strongest):
+        expect(knobs.nth(number)).to_have_attribute("aria-label", re.compile(re.escape(address) + "$"))
+
+
+def test_a_gallery_gives_the_strips_their_pictures(mixer: Desk, base: Path) -> None:
+    other = json.loads((REPOSITORY / "workflows" / "31 Find an atom.json").read_text(encoding="utf-8"))
+    bare = replace(load_dictionary(ROBOT), metadata={})
+    save_dictionary(bare, base / "models" / "sparse_dictionaries" / "bare.safetensors")
+    other = changed(few_steps(other), "SparseAtoms_Gallery", 1, STEPS, 3.0, "euler", "simple", "top:1", 2, 1)
+    mixer.open()
+    mixer.load(changed(other, "SparseAtoms_Load", "bare.safetensors"))
     mixer.filled()
     thumbnail = mixer.strip(STRONGEST).locator(".sa-thumbnail")
     expect(thumbnail).to_be_hidden()  # the file has none

@@ -99,7 +99,13 @@ def test_a_gallerys_labels_and_thumbnails_and_ones_own_go_into_the_file(server: 
     graph = Graph()
     demo, learnt = prompts.demo(graph), robot(graph)
     gallery = graph.add(
-        "SparseAtoms_Gallery", dictionary=learnt[0], vae=demo[2], atoms="top:3", batch=4, **looking(graph, demo)
+        "SparseAtoms_Gallery",
+        dictionary=learnt[0],
+        vae=demo[2],
+        atoms="top:3",
+        batch=4,
+        pictures=2,
+        **looking(graph, demo),
     )
     named = graph.add("SparseAtoms_Label", dictionary=gallery[1], lines="top:1 = the boss")
     graph.add("SparseAtoms_Save", dictionary=named[0], filename_prefix="labelled")
@@ -108,9 +114,11 @@ def test_a_gallerys_labels_and_thumbnails_and_ones_own_go_into_the_file(server: 
 
     assert len(server.client.pictures(result, alone)) == 3
     saved = load_dictionary(server.dictionaries / "labelled_00001_.safetensors")
-    assert len(saved.metadata["thumbnails"]) == 3 and "the boss" in saved.labels.values()
+    assert (
+        len(saved.metadata["thumbnails"]) == len(saved.metadata["effects"]) == 3 and "the boss" in saved.labels.values()
+    )
     progress = [(value, most) for node, value, most in result.progress if node == gallery]
-    assert progress[-1] == (8 * prompts.STEPS, 8 * prompts.STEPS)
+    assert progress[-1] == (13 * prompts.STEPS, 13 * prompts.STEPS)
 
 
 def test_an_effect_of_all_atoms_is_the_whole_beside_the_plain_picture(server: Server) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
 from factories import LAYERS, random_condition, random_dictionary, tiny_host
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -196,7 +199,8 @@ def test_one_batch_draws_each_atom_as_a_run_of_its_own_does() -> None:
     def draw(adapter: SparseAdapter, count: int) -> Tensor:
         return denoised(host, adapter, rows=count).movedim(1, -1)
 
-    gallery = effects.draw_gallery(adapter, groups, draw, batch=6)
+    gallery = effects.draw_gallery(adapter, groups, [draw, draw], batch=6)
+    first, second = gallery.ablations
     alone = {name: draw(adapter.with_controls(Solo(group)), 1)[0] for name, group in groups.items()}
     but = {name: draw(adapter.with_controls(Weight(group, 0.0)), 1)[0] for name, group in groups.items()}
     assert [effect.name for effect in gallery.effects] == list(groups)
@@ -206,6 +210,10 @@ def test_one_batch_draws_each_atom_as_a_run_of_its_own_does() -> None:
         torch.testing.assert_close(effect.solo, alone[effect.name])
         torch.testing.assert_close(effect.without, but[effect.name])
         assert not torch.allclose(effect.without, gallery.whole)
+        torch.testing.assert_close(second.without[effect.name], effect.without)
+        assert torch.equal(first.without[effect.name], effect.without)
+    torch.testing.assert_close(second.whole, first.whole)
+    torch.testing.assert_close(second.plain, first.plain)
 
 
 def test_a_group_of_all_atoms_is_the_whole_alone_and_the_plain_model_without() -> None:
@@ -215,38 +223,110 @@ def test_a_group_of_all_atoms_is_the_whole_alone_and_the_plain_model_without() -
     def draw(adapter: SparseAdapter, count: int) -> Tensor:
         return denoised(host, adapter, rows=count).movedim(1, -1)
 
-    gallery = effects.draw_gallery(adapter, {"*": ALL}, draw, batch=2)
+    gallery = effects.draw_gallery(adapter, {"*": ALL}, [draw], batch=2)
     (effect,) = gallery.effects
     torch.testing.assert_close(effect.solo, gallery.whole)
     torch.testing.assert_close(effect.without, gallery.plain)
 
 
-def painted() -> effects.Gallery:
-    """A picture whose red upper left corner vanishes without one atom, and that hardly moves without the other."""
-    plain = torch.full((16, 16, 3), 0.5)
-    whole = plain.clone()
-    whole[:8, :8] = torch.tensor([0.85, 0.15, 0.15])
-    found = effects.Effect("L0.q[0]", whole, plain), effects.Effect("L0.q[1]", plain, whole + 1e-4)
-    return effects.Gallery(whole, plain, found)
+RED, BLUE, GREY = (torch.tensor(labels.COLOURS[name]) for name in ("red", "blue", "grey"))
+
+
+def creature(top: int = 8, left: int = 8, roof: int = 8, side: int = 32) -> effects.Ablations:
+    """A blue creature of 16 by 16 on grey, whose red roof, so many columns of its upper half, turns blue without one atom, and
+    that hardly moves without the other."""
+    plain = GREY.expand(side, side, 3).clone()
+    without = plain.clone()
+    without[top : top + 16, left : left + 16] = BLUE
+    whole = without.clone()
+    whole[top : top + 8, left : left + roof] = RED
+    return effects.Ablations(whole, plain, {"L0.q[0]": without, "L0.q[1]": whole + 1e-4})
+
+
+def turned(one: effects.Ablations) -> effects.Ablations:
+    """The same where the atom takes away what it painted before."""
+    blue = one.without["L0.q[0]"]
+    return effects.Ablations(blue, one.plain, {"L0.q[0]": one.whole, "L0.q[1]": blue + 1e-4})
 
 
 def test_an_effect_has_a_place_and_a_size() -> None:
-    gallery = painted()
+    one = creature()
+    gallery = effects.Gallery(
+        one.whole, one.plain, tuple(effects.Effect(name, one.whole, without) for name, without in one.without.items())
+    )
     first, second = gallery.effects
-    assert gallery.removed(first)[8:].max() == 0 and gallery.removed(first)[:8, :8].min() > 0.2
-    assert gallery.size(first) == pytest.approx(255 * 0.35 / 4, rel=1e-3) and gallery.size(second) < 0.1
+    assert gallery.removed(first)[16:].max() == 0 and gallery.removed(first)[8:16, 8:16].min() > 0.1
+    moved = float((RED - BLUE).abs().mean())
+    assert gallery.size(first) == pytest.approx(255 * moved * 64 / 32**2, rel=1e-3) and gallery.size(second) < 0.1
     sheet = effects.gallery_sheet(gallery, {"L0.q[0]": "red, upper left"})
     assert sheet.ndim == 3 and sheet.std() > 0.05
-    assert effects.effects_text(gallery, {}).splitlines()[2].startswith("| L0.q[0] | - | 22.")
+    assert effects.effects_text(gallery, {}).splitlines()[2].startswith(f"| L0.q[0] | - | {gallery.size(first):.2f}")
 
 
 # ------------------------------------------------------------------------------------------------------------- labels
 
 
-def test_labels_name_what_is_certain_and_nothing_else() -> None:
-    assert labels.automatic_labels(painted(), {}) == {"L0.q[0]": "red, upper left"}
-    heard = labels.automatic_labels(painted(), {"L0.q[0]": "roof", "L0.q[1]": "house"})
+def test_labels_name_what_is_sure_and_nothing_else() -> None:
+    pictures = [creature(roof=7), creature(), creature()]
+    assert labels.automatic_labels(pictures, {}) == {"L0.q[0]": "red, upper left"}
+    heard = labels.automatic_labels(pictures, {"L0.q[0]": "roof", "L0.q[1]": "house"})
     assert heard == {"L0.q[0]": "red, upper left, on 'roof'", "L0.q[1]": "on 'house'"}
+
+
+def test_one_picture_names_no_colour() -> None:
+    assert labels.automatic_labels([creature()], {}) == {}
+
+
+def test_a_colour_that_goes_from_one_picture_and_comes_in_another_is_not_named() -> None:
+    pictures = [creature(), creature(), creature(), turned(creature())]
+    assert labels.automatic_labels(pictures, {}) == {}
+
+
+def test_what_an_atom_takes_away_is_not_its_colour() -> None:
+    """Without it there is more red and less blue: it paints blue over the roof."""
+    assert labels.automatic_labels([turned(creature())] * 3, {}) == {"L0.q[0]": "blue, upper left"}
+
+
+def test_too_little_to_be_seen_is_not_named() -> None:
+    assert labels.automatic_labels([creature(side=32)] * 3, {}) != {}
+    assert labels.automatic_labels([creature(roof=1, side=300)] * 3, {}) == {}
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 16), st.integers(0, 16), st.integers(6, 8)), min_size=2, max_size=5), st.randoms()
+)
+@settings(max_examples=25, deadline=None)
+def test_a_label_tells_of_the_creature_wherever_it_stands_and_in_whatever_order(
+    pictures: list[tuple[int, int, int]], random: Random
+) -> None:
+    drawn = [creature(*one) for one in pictures]
+    expected = labels.automatic_labels(drawn, {})
+    random.shuffle(drawn)
+    assert labels.automatic_labels(drawn, {}) == expected == {"L0.q[0]": "red, upper left"}
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=6), st.floats(-1, 1, width=32))
+def test_one_is_sure_of_less_than_the_mean_and_of_all_of_what_never_differs(seen: list[float], more: float) -> None:
+    values = torch.tensor(seen)
+    assert labels.sure(values) <= values.mean() + 1e-6
+    torch.testing.assert_close(labels.sure(values + more), labels.sure(values) + more, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(labels.sure(values[:1].expand(3)), values[0], atol=1e-6, rtol=1e-6)
+    assert labels.sure(values[:1]) == -torch.inf
+
+
+@pytest.mark.parametrize("colour", labels.COLOURS)
+def test_a_picture_of_one_colour_has_most_of_that(colour: str) -> None:
+    known = labels.amounts(torch.tensor(labels.COLOURS[colour]).expand(2, 3, 3))
+    assert known.shape == (2, 3, len(labels.COLOURS))
+    assert list(labels.COLOURS)[int(known[1, 2].argmax())] == colour and known.max() == pytest.approx(1)
+
+
+def test_large_pictures_are_looked_at_from_afar() -> None:
+    one = effects.Ablations(*(torch.rand(300, 600, 3) for _ in range(2)), {"L0.q[0]": torch.rand(300, 600, 3)})
+    small = labels.at_a_glance(one)
+    assert small.whole.shape == small.plain.shape == small.without["L0.q[0]"].shape == (64, 128, 3)
+    torch.testing.assert_close(small.whole.mean(), one.whole.mean(), atol=1e-3, rtol=0)
+    assert torch.equal(labels.at_a_glance(creature()).whole, creature().whole)
 
 
 @pytest.mark.parametrize(
@@ -262,18 +342,24 @@ def test_labels_name_what_is_certain_and_nothing_else() -> None:
 def test_a_place_is_named_where_most_of_a_map_lies(rows: slice, columns: slice, name: str) -> None:
     heat = torch.zeros(16, 16)
     heat[rows, columns] = 1
-    assert labels.place_of(heat) == name
+    assert labels.place_of([heat, heat / 2], [(8, 8), (8, 8)]) == name
+    assert labels.place_of([heat, heat.flip(0, 1)], [(8, 8), (8, 8)]) == ""
+    below = torch.cat([torch.zeros(8, 16), heat])
+    assert labels.place_of([below, heat], [(16, 8), (8, 8)]) == name
 
 
-def test_a_gallery_labels_what_has_no_label_yet_and_leaves_thumbnails() -> None:
+def test_a_look_labels_what_has_no_label_yet_and_leaves_sizes_and_thumbnails() -> None:
     named = labels.with_labels(random_dictionary(), {"L0.q[0]": "my roof"})
-    kept = labels.with_gallery(named, painted(), {"L0.q[1]": "house"})
+    kept = labels.with_looks(named, [creature(), creature(roof=4)], {"L0.q[1]": "house"})
     assert kept.labels == {"L0.q[0]": "my roof", "L0.q[1]": "on 'house'"}
+    moved = 255 * float((RED - BLUE).abs().mean()) * 8 * (8 + 4) / 2 / 32**2
+    assert kept.metadata["effects"] == {
+        "L0.q[0]": pytest.approx(moved, abs=0.01),
+        "L0.q[1]": pytest.approx(0.03, abs=0.01),
+    }
     head, data = kept.metadata["thumbnails"]["L0.q[0]"].split(",")
     picture = Image.open(io.BytesIO(base64.b64decode(data)))
-    assert head == "data:image/jpeg;base64" and picture.width == picture.height == pytest.approx(
-        8, abs=1
-    )  # that corner
+    assert head == "data:image/jpeg;base64" and picture.width == picture.height == pytest.approx(16, abs=1)
 
 
 def test_lines_give_names_to_all_atoms_an_address_picks_and_take_them_away() -> None:

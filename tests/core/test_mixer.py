@@ -124,6 +124,15 @@ def test_the_panel_gets_pictures_and_nothing_else_as_thumbnails(dictionary: Spar
         assert panel_data(SparseAdapter(replace(dictionary, metadata={"thumbnails": nonsense})))["thumbnails"] == {}
 
 
+def test_the_panel_gets_numbers_and_nothing_else_as_effects(dictionary: SparseDictionary) -> None:
+    bad = ["2", True, -1, 256, float("nan"), float("inf"), None, [1]]
+    stored = {"L0.q[0]": 2.25, "L0.q[1]": 0, **{f"L0.k[{i}]": value for i, value in enumerate(bad)}}
+    data = panel_data(SparseAdapter(replace(dictionary, metadata={"effects": stored})))
+    assert data["effects"] == {"L0.q[0]": 2.25, "L0.q[1]": 0}
+    for nonsense in (None, [], "x"):
+        assert panel_data(SparseAdapter(replace(dictionary, metadata={"effects": nonsense})))["effects"] == {}
+
+
 # --------------------------------------------------------------------------------------------------------- the cards
 
 

@@ -9,12 +9,14 @@ import torch
 from benchmarks.quality.methods import Taught
 from benchmarks.quality.presets import METHODS, OURS
 from benchmarks.quality.words import PromptedHost
-from benchmarks.see import report
+from benchmarks.see import labels, report
 from benchmarks.see.__main__ import QUICK, WHOLE, cells_of, summary
 from benchmarks.see.looking import ablated
 from benchmarks.see.regions import SMALLEST, parts, regions
 from benchmarks.see.scores import AREA, CHANCE, check, overlap, selectivity, weighted
 from benchmarks.see.subjects import LORA, LORA_SVD, SUBJECTS, rank_ones
+from sparse_core.analysis.effects import Ablations
+from sparse_core.analysis.labels import COLOURS
 from sparse_core.demo.model import bundled_path, load_pipeline
 from sparse_core.demo.shipped import DICTIONARIES
 from sparse_core.demo.world import Rendering, Scene, Thing
@@ -180,3 +182,49 @@ def test_a_lora_taken_apart_is_the_lora() -> None:
         for dictionary in opened.values():
             with host.spoken("zib", taught.tensors["word"]), host.patched([SparseAdapter(dictionary)]):
                 torch.testing.assert_close(drawn(), expected, rtol=1e-3, atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+
+def painted(top: int, roof: str = "red", without: str = "blue") -> Ablations:
+    """A blue creature whose roof has one colour with the atom and another without it."""
+    colours = {name: torch.tensor(COLOURS[name]) for name in ("grey", "blue", roof, without)}
+    plain = colours["grey"].expand(32, 32, 3).clone()
+    whole = plain.clone()
+    whole[top : top + 16, 8:24] = colours["blue"]
+    left_out = whole.clone()
+    whole[top : top + 4, 8:24] = colours[roof]
+    left_out[top : top + 4, 8:24] = colours[without]
+    return Ablations(whole, plain, {"L0.q[0]": left_out})
+
+
+@pytest.mark.parametrize("top", [0, 16])
+def test_a_label_holds_where_its_colour_goes_from_its_part(top: int) -> None:
+    one, turned = painted(top), painted(top, "blue", "red")
+    assert labels.goes(one, "L0.q[0]", labels.Claim("red", "upper half", True)) == pytest.approx(1)
+    assert labels.goes(turned, "L0.q[0]", labels.Claim("red", "upper half", True)) == pytest.approx(-1)
+    for claim in (labels.Claim("red", "lower half", True), labels.Claim("pink", "", True)):
+        assert labels.goes(one, "L0.q[0]", claim) == 0
+    of_the_picture = labels.Claim("red", "upper half", False)
+    assert (labels.goes(one, "L0.q[0]", of_the_picture) > 0) == (top == 0)
+
+
+def test_rules_are_judged_by_what_holds_on_other_pictures() -> None:
+    seen = {"robot": [painted(4), painted(8)]}
+    good = labels.summary(seen, {"robot": [painted(6), painted(12)]})
+    bad = labels.summary(seen, {"robot": [painted(6, "blue", "red"), painted(12, "blue", "red")]})
+    assert good["said"]["robot"]["L0.q[0]"]["label"] == "red, upper half"
+    for rule in (labels.OLD, labels.NEW):
+        assert (good[rule]["all"]["precision"], bad[rule]["all"]["precision"]) == (1, 0)
+        assert good[rule]["all"]["coverage"] == bad[rule]["all"]["coverage"] == 1
+    assert good[labels.OLD]["all"]["checked"] == 2 * good[labels.NEW]["all"]["checked"] == 4
+    written = labels.as_markdown({**good, "versions": {"python": "3"}})
+    assert "red, upper half" in written and written.count("100%") >= 2
+
+
+def test_a_rule_that_says_nothing_has_no_precision() -> None:
+    still = [painted(4, "blue", "blue")] * 2
+    figures = labels.summary({"robot": still}, {"robot": still})
+    assert figures[labels.NEW]["all"]["precision"] is None and figures[labels.NEW]["all"]["coverage"] == 0
+    assert "–" in labels.as_markdown({**figures, "versions": {}})

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { arrange, atomsOf, confined, countOf, curve, following, inSight, ROW, silence, SPARE, whyNone } from "../../web/mixer/list.js";
+import { arrange, atomsOf, bars, confined, countOf, curve, following, inSight, ROW, silence, SPARE, whyNone } from "../../web/mixer/list.js";
 import { parse, strips } from "../../web/mixer/state.js";
 
 const atoms = atomsOf({
@@ -10,6 +10,7 @@ const atoms = atomsOf({
     ["L2.q[3]", 0.3, "", 1, 0, 0, "both"],
     ["L2.q[12]", 0.1, "wheel", 0.5, 0, 2, "positive"],
   ],
+  effects: { "L2.q[12]": 2.5, "L10.v[0]": 0.5 },
 });
 const view = { query: "", sort: "importance", group: "none", show: "all", closed: new Set() };
 const shown = (changes, text = "", gone = []) =>
@@ -18,6 +19,7 @@ const shown = (changes, text = "", gone = []) =>
 test("atoms are sorted as asked", () => {
   assert.deepEqual(shown({}), ["L10.v[0]", "L2.q[3]", "L2.q[12]"]);
   assert.deepEqual(shown({ sort: "address" }), ["L2.q[3]", "L2.q[12]", "L10.v[0]"]);
+  assert.deepEqual(shown({ sort: "effect" }), ["L2.q[12]", "L10.v[0]", "L2.q[3]"]);
   assert.deepEqual(shown({ sort: "label" }), ["L10.v[0]", "L2.q[12]", "L2.q[3]"]);
   assert.deepEqual(shown({ sort: "weight" }, "L2.q[12] = 2"), ["L2.q[12]", "L10.v[0]", "L2.q[3]"]);
 });
@@ -45,6 +47,12 @@ test("only rows in sight are drawn", () => {
 
 test("a share keeps as many atoms as its address does", () => {
   assert.deepEqual([countOf(25, 16), countOf(28, 25), countOf(0, 16), countOf(100, 16), countOf(0.1, 16)], [4, 7, 0, 16, 1]);
+});
+
+test("a bar is as long as what the list is sorted by", () => {
+  const lengths = (sort) => atoms.map(bars(atoms, sort)).map((length) => Math.round(length * 100));
+  assert.deepEqual([lengths("address"), lengths("effect")], [[100, 50, 17], [20, 0, 100]]);
+  assert.deepEqual(atomsOf({ atoms: [["L0.q[0]", 0, "", 1, 0, 0, "both"]] }).map(bars([], "effect")), [0]);
 });
 
 test("the curve is what the best atoms hold", () => {

@@ -3,7 +3,7 @@
 export const ROW = 40;
 /** Rows drawn above and below those in sight, so that scrolling shows no gaps. */
 export const SPARE = 4;
-export const SORTS = ["importance", "address", "label", "weight"];
+export const SORTS = ["importance", "effect", "address", "label", "weight"];
 export const GROUPS = ["none", "layer", "label"];
 export const SHOWS = ["all", "changed", "top 25", "top 100"];
 const GONE = "Not in this dictionary";
@@ -20,6 +20,7 @@ export function atomsOf(data) {
     prompt,
     rank,
     layer: Number(/^L(\d+)/.exec(address)?.[1] ?? -1),
+    effect: data.effects?.[address] ?? null,
     thumbnail: data.thumbnails?.[address] ?? "",
   }));
 }
@@ -27,6 +28,13 @@ export function atomsOf(data) {
 /** How many of `total` atoms a share keeps: rounded up, as the address `top:25%` does. */
 export function countOf(percent, total) {
   return Math.ceil(Math.round(percent * total * 1e6) / 1e8);
+}
+
+/** How long each atom's bar is, 0..1: by its effect where the list is sorted by that, else by its importance. */
+export function bars(atoms, sort) {
+  const size = (atom) => (sort === "effect" ? (atom.effect ?? 0) : atom.share);
+  const longest = atoms.reduce((most, atom) => Math.max(most, size(atom)), 0) || 1;
+  return (atom) => size(atom) / longest;
 }
 
 /** How much of the importance the best 0, 1, 2 ... atoms hold, at `points` equal distances. */
@@ -110,6 +118,7 @@ function matching({ query, show }, state) {
 
 function order(sort, state) {
   const weight = (atom) => state.weights.get(atom.address) ?? atom.weight;
+  if (sort === "effect") return (a, b) => (b.effect ?? -1) - (a.effect ?? -1) || a.rank - b.rank;
   if (sort === "address") return (a, b) => natural(a.address, b.address);
   if (sort === "label") return (a, b) => !a.label - !b.label || natural(a.label, b.label) || a.rank - b.rank;
   if (sort === "weight") return (a, b) => weight(b) - weight(a) || a.rank - b.rank;

@@ -3,7 +3,7 @@
 import { copyText, pasteText } from "./clipboard.js";
 import { Density } from "./density.js";
 import { button, make } from "./dom.js";
-import { arrange, atomsOf, countOf, following, GROUPS, SHOWS, SORTS, whyNone } from "./list.js";
+import { arrange, atomsOf, bars, countOf, following, GROUPS, SHOWS, SORTS, whyNone } from "./list.js";
 import { Rows } from "./rows.js";
 import * as mixes from "./state.js";
 
@@ -150,7 +150,7 @@ export class Panel {
       state,
       stale,
       cut: countOf(state.percent, this.atoms.length),
-      largest: this.atoms[0]?.share || 1,
+      bar: bars(this.atoms, this.view.sort),
       total: this.atoms.length,
       closed: this.view.closed,
     };

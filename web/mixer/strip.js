@@ -59,7 +59,7 @@ export class Strip {
     } else this.showAtom(row.atom, now);
   }
 
-  showAtom(atom, { state, stale, cut, largest }) {
+  showAtom(atom, { state, stale, cut, bar }) {
     const address = this.address;
     const weight = state.weights.get(address) ?? atom?.weight ?? 1;
     const called = atom?.label ? `${atom.label}, ${address}` : address;
@@ -67,7 +67,7 @@ export class Strip {
     this.element.title = atom ? "" : `${called} is gone`;
     this.element.classList.toggle("sa-is-silent", Boolean(silence(address, atom?.rank, state, cut)));
     this.element.classList.toggle("sa-is-changed", state.weights.has(address));
-    this.share.style.width = atom ? `${(100 * atom.share) / largest}%` : "0";
+    this.share.style.width = atom ? `${100 * bar(atom)}%` : "0";
     showPicture(this.thumbnail, atom?.thumbnail ?? "");
     this.badges.replaceChildren(...badgesOf(atom));
     this.set(weight);
