@@ -30,7 +30,8 @@ PIXELS = {
 }
 """Inputs that count pixels."""
 SENSIBLE = {
-    "01", "02", "03", "04", "05", "08", "09", "10", "12", "17", "18", "19", "20", "21", "22", "27", "28", "29", "32",
+    "01", "02", "03", "04", "05", "08", "09", "10", "12", "17", "18", "19", "20", "21", "22", "27", "28", "29", "30",
+    "31", "32",
 }  # fmt: skip
 """Numbers of those whose point does not hang on what the demo model learnt."""
 
@@ -69,6 +70,8 @@ class OwnWorkflow(Workflow):
             return value * LARGER
         if name == "cfg":
             return GUIDANCE.get(value, value)
+        if kind == "SparseAtoms_Mixer" and "[" in str(value):
+            return ""  # a single atom's address means another atom in another dictionary
         if kind in ("SparseAtoms_Load", "SparseAtoms_LoadLora", "LoraLoaderModelOnly") and isinstance(value, str):
             creature = re.search("|".join(WORDS), value)[0]
             return f"my {WORDS[creature]}.safetensors"
