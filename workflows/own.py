@@ -70,7 +70,7 @@ class OwnWorkflow(Workflow):
             return value * LARGER
         if name == "cfg":
             return GUIDANCE.get(value, value)
-        if kind == "SparseAtoms_Mixer" and "[" in str(value):
+        if name == "mix" and "[" in value:
             return ""  # a single atom's address means another atom in another dictionary
         if kind in ("SparseAtoms_Load", "SparseAtoms_LoadLora", "LoraLoaderModelOnly") and isinstance(value, str):
             creature = re.search("|".join(WORDS), value)[0]
