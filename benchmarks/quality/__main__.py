@@ -1,6 +1,6 @@
 """Text alignment, likeness and drift of sparse dictionaries and their peers on unseen artwork.
 
-    python -m benchmarks.quality             everything, about six hours on two CPU cores
+    python -m benchmarks.quality             everything, six to nine hours on two CPU cores
     python -m benchmarks.quality --quick     few concepts and methods, half an hour
     python -m benchmarks.quality --sprites FOLDER --methods ours,lora --out DIR     your own RGBA PNGs
     python -m benchmarks.quality --tune --methods lora     learning rates and steps, on the development half
