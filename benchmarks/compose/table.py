@@ -17,11 +17,9 @@ from sparse_core.demo.judge import Judge
 from sparse_core.files import write_atomically
 
 from ..cells import digest, source_digest
-from ..quality.methods import Taught
 from ..quality.presets import METHODS as TRAINED
 from ..quality.recogniser import Recogniser, thing_labels, train_recogniser
 from ..quality.table import CORE, SCORE_SOURCES, Lab, Setup, Unit, file_digest
-from ..quality.teaching import teach
 from .composing import METHODS, composed
 from .pairs import Pair, questions, render, swapped
 from .scores import Answers, PairScorer, styled_samples
@@ -101,7 +99,7 @@ class Bench:
     def look(self, look: Look) -> Answers:
         """Draws and scores; keeps some of the pictures."""
         asked = questions(look.pair, self.setup.prompts)
-        taught = [self._taught(unit) for unit in look.trainings()]
+        taught = [self.lab.taught(unit) for unit in look.trainings()]
         with composed(self.lab.sampler.host, look.method, taught, look.scale):
             made = self.lab.sampler.pictures([a.prompt for a in asked], [a.negative for a in asked], NOISE)
         png = BytesIO()
@@ -136,12 +134,6 @@ class Bench:
                 f"The score is of no use for {pair.name}: of right renders {right:.0%} pass and of wrong ones {wrong:.0%}; "
                 f"expected at least {TOLD_APART:.0%} and at most {1 - TOLD_APART:.0%}. Train the recognisers for longer."
             )
-
-    def _taught(self, unit: Unit) -> Taught:
-        path = self.cells.folder / f"{self.keys.training(unit)}.safetensors"
-        if not path.is_file():
-            teach(self.lab.sampler, self.lab.studio, unit.task, unit.method, unit.seed).taught.save(path)
-        return Taught.load(path)
 
 
 def looks(pairs: Sequence[Pair], seeds: Sequence[int], scales: dict[str, Sequence[float]]) -> list[Look]:

@@ -203,14 +203,15 @@ class Lab:
     def fill(self, unit: Unit) -> int:
         """Measures what is missing of a unit; the number of its cells."""
         self.reference(unit.task)
-        taught = self._taught(unit)
+        taught = self.taught(unit)
         for point in unit.points:
             key = self.keys.point(unit, point)
             if key not in self.cells:
                 self.cells[key] = self._look(unit, taught, point)
         return 1 + len(unit.points)
 
-    def _taught(self, unit: Unit) -> Taught:
+    def taught(self, unit: Unit) -> Taught:
+        """A training; trained if it is not there yet."""
         key = self.keys.training(unit)
         path = self.cells.folder / f"{key}.safetensors"
         if key not in self.cells or not path.is_file():  # figures come along in files, weights do not

@@ -30,10 +30,9 @@ from ..cells import Cells, digest, source_digest
 from ..machine import versions
 from ..quality.concepts import CONCEPTS, HALVES, WORD, Asked, Task, questions, tasks
 from ..quality.curves import bootstrap
-from ..quality.methods import Taught
 from ..quality.presets import OURS
 from ..quality.table import CORE, NOISE, Lab, Setup, Unit
-from ..quality.teaching import lessons, teach
+from ..quality.teaching import lessons
 from . import report
 from .looking import TOP, look
 from .regions import regions
@@ -101,18 +100,11 @@ class Bench:
         training = self.lab.keys.training(cell.unit)
         return "look/" + digest([training, cell.subject.name, cell.number, TOP, self.lab.setup.sampling(), self._code])
 
-    def taught(self, unit: Unit) -> Taught:
-        """A training; trained if it is not there yet."""
-        path = self.lab.cells.folder / f"{self.lab.keys.training(unit)}.safetensors"
-        if not path.is_file():
-            teach(self.lab.sampler, self.lab.studio, unit.task, unit.method, unit.seed).taught.save(path)
-        return Taught.load(path)
-
     def fill(self, missing: Sequence[Cell]) -> Iterator[Cell]:
         """Measures cells, and gives each once it is kept."""
         host, setup = self.lab.sampler.host, self.lab.setup
         for (subject, task, seed), some in _grouped(missing).items():
-            taught = self.taught(some[0].unit)
+            taught = self.lab.taught(some[0].unit)
             with host.spoken(WORD, taught.tensors["word"]):
                 dictionary = opened(subject, host, taught, lessons(host, self.lab.studio, task), seed)
                 asked = self.asked(task)

@@ -209,7 +209,7 @@ def test_a_killed_run_goes_on_where_it_was(setup: Setup, monkeypatch: pytest.Mon
         def reference(self, task: table.Task) -> None:
             self.cells[self.keys.reference(task)] = {}
 
-        def _taught(self, unit: Unit) -> Taught:
+        def taught(self, unit: Unit) -> Taught:
             key = self.keys.training(unit)
             if key not in self.cells:
                 made.append(key)
