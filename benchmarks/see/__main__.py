@@ -1,7 +1,7 @@
 """Selectivity of ablations and truth of heat maps, of sparse dictionaries and of LoRAs' directions; what looking costs.
 
-    python -m benchmarks.see             everything, some five hours on two CPU cores
-    python -m benchmarks.see --quick     two concepts, a quarter of an hour
+    python -m benchmarks.see             everything, a day on two CPU cores
+    python -m benchmarks.see --quick     four concepts, an hour
 
 Goes on where it was stopped. Trainings are those of ``benchmarks.quality``, found in the same cache.
 """
@@ -30,14 +30,13 @@ from ..cells import Cells, digest, source_digest
 from ..machine import versions
 from ..quality.concepts import CONCEPTS, HALVES, WORD, Asked, Task, questions, tasks
 from ..quality.curves import bootstrap
-from ..quality.presets import OURS
 from ..quality.table import CORE, NOISE, Lab, Setup, Unit
 from ..quality.teaching import lessons
 from . import report
 from .looking import TOP, look
 from .regions import regions
 from .scores import check, weighted
-from .subjects import SUBJECTS, Subject, opened
+from .subjects import ALIKE, SUBJECTS, Subject, opened
 
 HERE = Path(__file__).parent
 SOURCES = [HERE / f"{name}.py" for name in ("scores", "regions", "subjects", "looking")]
@@ -56,7 +55,7 @@ class Tier(NamedTuple):
 
 
 WHOLE = Tier("whole", {"dev": 4, "held_out": 4}, (0, 1), 12)
-QUICK = Tier("quick", {"dev": 1, "held_out": 1}, (0,), 4)
+QUICK = Tier("quick", {"dev": 2, "held_out": 2}, (0,), 4)
 
 
 class Cell(NamedTuple):
@@ -150,7 +149,12 @@ def summary(looks: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> dict[
     return {
         "selectivity": middle,
         "selectivity_interval": {name: [low, high] for name, (low, _, high) in bounds.items()},
-        "selectivity_over": {name: middle[OURS] / value for name, value in middle.items() if name != OURS and value},
+        "selectivity_over": {
+            name: middle[mine] / value
+            for mine, others in ALIKE.items()
+            for name in others
+            if (value := middle.get(name)) and mine in middle
+        },
         "heatmap_iou": {name: _mean(map(_overlap, _flat(mine))) for name, mine in looks.items()},
         "effect": {name: _mean(e for one in _flat(mine) for e in one["effect"]) for name, mine in looks.items()},
         "one_answer": {name: _one_answer(_flat(mine)) for name, mine in looks.items()},
@@ -201,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "benchmarks.see", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="the tier of a quarter of an hour")
+    parser.add_argument("--quick", action="store_true", help="the tier of an hour")
     parser.add_argument("--art", type=Path, metavar="ICONS_JSON", help="(default: $SPARSE_ATOMS_ART or node_modules)")
     parser.add_argument(
         "--out", type=Path, default=HERE.parent / "results", metavar="FOLDER", help="(default: benchmarks/results)"

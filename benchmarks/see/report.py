@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..quality.presets import OURS
 from ..tables import table
 from .scores import AREA, CHANCE
-from .subjects import LORA, LORA_SVD
+from .subjects import ALIKE, FEW, LORA, LORA_SVD, cut
 
 GOAL = 2.0
 """Selectivity of ours over that of a LoRA's directions."""
+LORAS = {of(name) for name in (LORA, LORA_SVD) for of in (str, cut)}
 GALLERY_GOAL = 60
 """Seconds."""
 
@@ -51,7 +51,8 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
     parts = [
         "# Can one see what an atom does?",
         f"The {looked_at['atoms']} most important atoms of a training are left out of a picture, one by one, from the same "
-        "noise. Importance is measured in the same way for all.",
+        f"noise. Importance is measured in the same way for all. *{FEW:.0%} kept*: the picture itself is made by the most "
+        "important tenth of the atoms.",
         "*Selectivity*: the right answer to the prompt cuts the picture into regions: the parts of the taught thing by "
         "colour, the other thing if there is one, and the background. Let s be the share of the picture's change that falls "
         "into a region, and a the share of the picture that the region takes up. The region's corrected share is "
@@ -81,12 +82,15 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
 
 
 def _verdict(figures: Mapping[str, Any]) -> str:
+    said, reached = [], []
     over = figures["selectivity_over"]
-    if not over:
+    for mine, others in ALIKE.items():
+        if known := [name for name in others if name in over]:
+            said.append(f"{mine}: " + ", ".join(f"{over[name]:.2f} times that of {name}" for name in known))
+            reached += [over[name] >= GOAL for name in known if name in LORAS]
+    if not said:
         return ""
-    said = ", ".join(f"{ratio:.2f} times that of {name}" for name, ratio in over.items())
-    reached = all(over.get(name, 0) >= GOAL for name in (LORA, LORA_SVD))
     return (
-        f"Selectivity of the {OURS} is {said}. The goal, {GOAL:g} times that of a LoRA's directions, is "
-        f"{'reached' if reached else '**not** reached'}."
+        f"Selectivity of the {'; of the '.join(said)}. The goal, {GOAL:g} times that of a LoRA's directions, is "
+        f"{'reached' if all(reached) else '**not** reached'}."
     )

@@ -14,12 +14,13 @@ from benchmarks.see.__main__ import QUICK, WHOLE, cells_of, summary
 from benchmarks.see.looking import ablated
 from benchmarks.see.regions import SMALLEST, parts, regions
 from benchmarks.see.scores import AREA, CHANCE, check, overlap, selectivity, weighted
-from benchmarks.see.subjects import LORA, LORA_SVD, SUBJECTS, rank_ones
+from benchmarks.see.subjects import FEW, LORA, LORA_SVD, SUBJECTS, Subject, cut, opened, rank_ones
 from sparse_core.analysis.effects import Ablations
 from sparse_core.analysis.labels import COLOURS
 from sparse_core.demo.model import bundled_path, load_pipeline
 from sparse_core.demo.shipped import DICTIONARIES
 from sparse_core.demo.world import Rendering, Scene, Thing
+from sparse_core.examples import Example
 from sparse_core.files import load_dictionary
 from sparse_core.generate import Sampling, generate
 
@@ -114,7 +115,8 @@ def test_both_tiers_look_at_both_halves_and_at_all_subjects() -> None:
     for tier in (WHOLE, QUICK):
         work = cells_of(tier)
         assert {cell.task.half for cell in work} == {"dev", "held_out"}
-        assert {cell.subject.name for cell in work} == {OURS, "dense", LORA, LORA_SVD}
+        names = {OURS, "dense", LORA, LORA_SVD}
+        assert {cell.subject.name for cell in work} == names | set(map(cut, names))
         assert len(set(work)) == len(work)
 
 
@@ -136,6 +138,12 @@ def test_the_summary_compares_with_every_other_subject(tmp_path) -> None:
     assert "is reached" in (tmp_path / "see.md").read_text()
     lower = summary({name: [[one_look(0.3)]] for name in looks})
     assert "**not** reached" in report.as_markdown({**lower, **known})
+
+
+def test_few_atoms_are_compared_with_as_few() -> None:
+    looks = {OURS: 0.6, LORA: 0.2, cut(OURS): 0.5, cut(LORA): 0.1}
+    found = summary({name: [[one_look(selective)]] for name, selective in looks.items()})
+    assert found["selectivity_over"] == pytest.approx({LORA: 3, cut(LORA): 5})
 
 
 @needs_model
@@ -182,6 +190,24 @@ def test_a_lora_taken_apart_is_the_lora() -> None:
         for dictionary in opened.values():
             with host.spoken("zib", taught.tensors["word"]), host.patched([SparseAdapter(dictionary)]):
                 torch.testing.assert_close(drawn(), expected, rtol=1e-3, atol=1e-3)
+
+
+@needs_model
+def test_a_tenth_kept_is_the_most_important_tenth() -> None:
+    """Of the dictionary as it is; the rest does nothing."""
+    from sparse_core.compose.baking import acting
+
+    host = PromptedHost(load_pipeline())
+    robot = load_dictionary(DICTIONARIES / "robot.safetensors")
+    lesson = Example(torch.randn(host.unet.config.in_channels, 16, 16), host.encode_prompt("a robot on the left in the night"))
+    whole, few = (
+        opened(Subject("robot", METHODS[OURS], lambda host, taught: robot, kept), host, Taught({}), [lesson], 0)
+        for kept in (1.0, FEW)
+    )
+    ranked = torch.cat([atoms.importance for atoms in whole.sites.values()])
+    left = torch.cat([acting(atoms) for atoms in few.sites.values()])
+    assert left.sum() == round(FEW * len(ranked))
+    assert ranked[left].min() >= ranked[~left].max()
 
 
 # ------------------------------------------------------------------------------------------------------------- labels
