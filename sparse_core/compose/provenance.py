@@ -47,7 +47,8 @@ def joined_metadata(
     """Metadata of a dictionary made of others.
 
     :param records: of the sources, by `source_record`.
-    :param origins: address of each atom to where it was: number of the source, from 0, and address there. Labels follow it.
+    :param origins: address of each atom to where it was: number of the source, from 0, and address there. Labels and
+        thumbnails follow it; measured effects do not, as another picture would be measured now.
     """
     labels = {
         new: label
@@ -61,10 +62,20 @@ def joined_metadata(
         "sources": [dict(record) for record in records],
         "origins": {new: [list(one) for one in found] for new, found in origins.items()},
         "labels": labels,
+        "thumbnails": {
+            new: picture
+            for new, found in origins.items()
+            if (picture := next(filter(None, (_thumbnail(sources[number], old) for number, old in found)), ""))
+        },
     }
     for name, between in JOINED.items():
         fields[name] = between.join(_once(str(source.metadata.get(name, "")) for source in sources))
     return {name: value for name, value in fields.items() if value}
+
+
+def _thumbnail(dictionary: SparseDictionary, address: str) -> str:
+    stored = dictionary.metadata.get("thumbnails")
+    return str(stored.get(address, "")) if isinstance(stored, dict) else ""
 
 
 def _once(texts: Iterable[str]) -> list[str]:
