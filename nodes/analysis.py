@@ -7,13 +7,15 @@ from typing import Any
 
 import comfy.sd
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
 from ..sparse_core.addresses import parse_selection
-from ..sparse_core.analysis import comparison, effects, heatmaps, importance_chart, labels, words
+from ..sparse_core.analysis import comparison, effects, firing, heatmaps, importance_chart, labels, words
 from ..sparse_core.analysis.recording import MOST_ATOMS, Recorder, Recording, addresses_of, chosen_atoms
 from ..sparse_core.controls import SparseAdapter
-from ..sparse_core.hosts.comfyui import token_names
+from ..sparse_core.hosts.comfyui import ComfyHost, examples_of, token_names
 from .controls import ControlNode
 from .drawing import Drawing, as_images, sampling_inputs
 from .types import ANALYSIS, RecordingType, atoms_input, dictionary_input, dictionary_output
@@ -188,6 +190,73 @@ class AtomWords(ControlNode):
         table = words.word_table(dictionary.dictionary, encoded, token_names(clip, tokens), parse_selection(atoms), top)
         said = words.word_text(table)
         return io.NodeOutput(as_images([words.word_chart(table)]), said, ui=ui.PreviewText(said))
+
+
+class AtomPictures(ControlNode):
+    """Which pictures fire atoms most."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Pictures",
+            display_name="Atom Pictures",
+            category=ANALYSIS,
+            description="Shows which of some pictures fire each atom most, and where on them. Give it those that the dictionary "
+            "was taught from, to see what an atom took from them.",
+            search_aliases=["sparse atoms", "training images", "dataset", "activations", "top examples"],
+            is_input_list=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the dictionary is for, without it."),
+                dictionary_input(
+                    "The dictionary to look at, with whatever controls hang on it. Muted atoms fire nowhere."
+                ),
+                io.Image.Input(
+                    "images",
+                    tooltip="The pictures to look through: a batch, or a list of several sizes. Nothing new is drawn.",
+                ),
+                io.Conditioning.Input(
+                    "captions",
+                    tooltip="What the pictures show, through CLIP Text Encode: one for each, or one for all. Atoms that read "
+                    "words fire by the caption.",
+                ),
+                io.Vae.Input("vae", tooltip="Turns the pictures into what the model reads; it belongs to the model."),
+                atoms_input("top:8", f"Which atoms to show, a row each, at most {MOST_ATOMS}."),
+                io.Int.Input(
+                    "most",
+                    default=4,
+                    min=1,
+                    max=16,
+                    tooltip="How many pictures of each atom to show, those that fire it most first. Does not change a picture.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="sheet"), io.String.Output(display_name="text")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, atoms: list[str]) -> bool | str:
+        return super().validate_inputs(atoms[0])
+
+    @classmethod
+    def execute(
+        cls,
+        model: list[ModelPatcher],
+        dictionary: list[SparseAdapter],
+        images: list[torch.Tensor],
+        captions: list[list],
+        vae: list[comfy.sd.VAE],
+        atoms: list[str],
+        most: list[int],
+    ) -> io.NodeOutput:
+        encoded = [{"samples": vae[0].encode(batch[..., :3])} for batch in images]
+        host = ComfyHost(model[0]).load()
+        examples = examples_of(host, encoded, captions)
+        addresses = chosen_atoms(dictionary[0].dictionary, parse_selection(atoms[0]))
+        bar = ProgressBar(len(examples))
+        found = firing.firing(host, dictionary[0], addresses, examples, on_picture=lambda: bar.update(1))
+        pictures = [picture.float().cpu() for batch in images for picture in batch[..., :3]]
+        text = firing.firing_text(found, [f"picture {number}" for number in range(len(pictures))], most[0])
+        return io.NodeOutput(as_images([firing.firing_sheet(found, pictures, most[0])]), text, ui=ui.PreviewText(text))
 
 
 class AtomEffect(ControlNode):
@@ -367,6 +436,7 @@ ANALYSIS_NODES = [
     AtomHeatmaps,
     AtomImportance,
     AtomWords,
+    AtomPictures,
     AtomEffect,
     AtomGallery,
     CompareDictionaries,

@@ -502,6 +502,12 @@ def add_report(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="how many decide on labels, each from another seed (default: 4)",
     )
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="what it was taught from: shows which picture fires an atom most"
+    )
+    parser.add_argument(
+        "--word", help="the caption of pictures without a .txt beside them (default: the file's trigger)"
+    )
     add_model(parser)
     parser.set_defaults(run=run_report)
 
@@ -511,14 +517,17 @@ def run_report(options: argparse.Namespace) -> None:
     from .dictionary_report import look, write_dictionary_report
     from .generate import Sampling
     from .hosts.diffusers import DiffusersHost
-    from .pipelines import load_pipeline
+    from .pictures import read_folder
+    from .pipelines import load_pipeline, native_side
 
     dictionary = load_dictionary(options.file)
     trigger = dictionary.metadata.get("modelspec.trigger_phrase", "")
     if not (options.prompt or trigger):
         raise ValueError(f"{options.file.name} names no trigger. Say what to draw with --prompt.")
     prompt = options.prompt or f"a {trigger}"
-    host = DiffusersHost(load_pipeline(options.model, options.config))
+    pipeline = load_pipeline(options.model, options.config)
+    taught = read_folder(options.images, options.word or trigger, native_side(pipeline)) if options.images else ()
+    host = DiffusersHost(pipeline)
     sampling = Sampling(options.steps, 7.0 if options.model else 3.0)
     with tqdm(desc="drawing", unit="step") as bar:
 
@@ -526,7 +535,7 @@ def run_report(options: argparse.Namespace) -> None:
             bar.total = total
             bar.update(pictures)
 
-        how = (options.top, options.batch, options.pictures)
+        how = (options.top, options.batch, options.pictures, taught)
         seen = look(host, dictionary, prompt, options.seed, sampling, *how, on_step)
     write_dictionary_report(dictionary, seen, options.file, options.out)
     print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} kB")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
 from .addresses import parse_selection
-from .analysis import effects, heatmaps, words
+from .analysis import effects, firing, heatmaps, words
 from .analysis.charts import COLOURS
 from .analysis.comparison import duplicates
 from .analysis.importance_chart import importance_chart
@@ -25,6 +25,7 @@ from .dictionary import SparseDictionary
 from .files import write_atomically
 from .generate import Sampling, generate
 from .hosts.diffusers import DiffusersHost
+from .pictures import CaptionedPicture, encode_pictures
 from .report import data_uri as png_uri
 from .training.metadata import data_uri as jpeg_uri
 
@@ -44,6 +45,10 @@ class Look:
     """Address to what the atom makes of the prompt's words."""
     clear_words: Mapping[str, str]
     """Address to the one word it clearly answers to."""
+    fired: firing.Firing | None = None
+    """What the atoms make of ``taught``."""
+    taught: Sequence[CaptionedPicture] = ()
+    """The pictures that the dictionary was taught from, if they are at hand."""
 
 
 class Card(NamedTuple):
@@ -67,11 +72,13 @@ def look(
     top: int,
     batch: int,
     pictures: int,
+    taught: Sequence[CaptionedPicture] = (),
     on_step: Callable[[int, int], None] = lambda pictures, total: None,
 ) -> Look:
     """Draws the gallery of the most important atoms, and records them at work.
 
     :param pictures: how many decide on labels, from the noise of this seed and the next ones.
+    :param taught: what the dictionary was taught from, to tell which of it fires an atom most.
     :param on_step: told how many pictures moved on a step, and how many such there will be in all.
     :raises ValueError: the dictionary belongs to another model, or ``top`` or ``pictures`` is out of range.
     """
@@ -94,7 +101,8 @@ def look(
     draws = [drawer(host, prompt, seed + number, sampling, report) for number in range(pictures)]
     gallery = effects.draw_gallery(adapter, groups, draws, batch)
     said, clear = hear(host, dictionary, prompt)
-    return Look(prompt, gallery, recorder.recording(), said, clear)
+    fired = firing.firing(host, adapter, addresses, list(encode_pictures(host, taught))) if taught else None
+    return Look(prompt, gallery, recorder.recording(), said, clear, fired, taught)
 
 
 def drawer(
@@ -184,11 +192,25 @@ def cards(dictionary: SparseDictionary, seen: Look) -> list[Card]:
         }
         if effect.name in maps:
             pictures["where it fires"] = over(seen.gallery.whole, maps[effect.name])
+        if taught := strongest_lesson(seen, effect.name):
+            pictures[f"fires most on {taught[0]}"] = taught[1]
         uris = [(caption, jpeg_uri(as_image(picture))) for caption, picture in pictures.items()]
         name = effect.name
         label = dictionary.labels.get(name, "")
         found.append(Card(name, label, importance[name], seen.gallery.size(effect), seen.words.get(name, ""), uris))
     return found
+
+
+def strongest_lesson(seen: Look, address: str) -> tuple[str, Tensor] | None:
+    """Name and picture of what an atom was taught from that fires it most, with the places where it reads the picture."""
+    if seen.fired is None:
+        return None
+    ranked = seen.fired.ranked(seen.fired.addresses.index(address))
+    if not ranked:
+        return None
+    lesson, heat = seen.taught[ranked[0]], seen.fired.maps[ranked[0]].get(address)
+    picture = torch.from_numpy(np.array(lesson.picture)).float() / 255
+    return lesson.name, picture if heat is None else over(picture, firing.over_picture(heat, picture))
 
 
 def over(picture: Tensor, heat: Tensor) -> Tensor:

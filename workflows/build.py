@@ -587,6 +587,28 @@ def teach_a_style(w: Workflow) -> Node:
     return saved(w, stacked(w, pictures))
 
 
+@workflow(
+    "33 What they were taught",
+    "Each row is an atom, with the pictures it was taught from that fire it most, and where on them. An atom that fires on what "
+    "only stood beside the robot has learnt that too: mute it in **Atom Weights**. Put the pictures of your own training in Demo "
+    "Pictures' place.",
+)
+def what_they_were_taught(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    lesson = w("SparseAtoms_DemoPictures", lesson="robot")
+    captions = w("CLIPTextEncode", text=lesson[1], clip=demo[1], title="Captions")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    shown = w(
+        "SparseAtoms_Pictures",
+        model=demo[0],
+        dictionary=robot[0],
+        images=lesson[0],
+        captions=captions[0],
+        vae=demo[2],
+    )
+    return saved(w, shown[0])
+
+
 # ---------------------------------------------------------------------------------------------------------- building
 
 

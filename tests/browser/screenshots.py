@@ -20,9 +20,11 @@ from sparse_core.dictionary_report import look, write_dictionary_report
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.generate import Sampling
 from sparse_core.hosts.diffusers import DiffusersHost
-from sparse_core.pipelines import load_pipeline
+from sparse_core.pictures import read_folder
+from sparse_core.pipelines import load_pipeline, native_side
 
 ROBOT = desk.REPOSITORY / "sparse_core" / "demo" / "dictionaries" / "robot.safetensors"
+LESSON = desk.REPOSITORY / "sparse_core" / "demo" / "lessons" / "robot"
 WORKFLOW = desk.REPOSITORY / "workflows" / "30 Atom mixer.json"
 DOCS = desk.REPOSITORY / "docs"
 NAME = "robot with pictures.safetensors"
@@ -63,7 +65,9 @@ def main() -> None:
     out = options.both or DOCS
     out.mkdir(parents=True, exist_ok=True)
     robot = load_dictionary(ROBOT)
-    seen = look(DiffusersHost(load_pipeline()), robot, PROMPT, 1, Sampling(10, 3.0), 24, 16, 4)
+    pipeline = load_pipeline()
+    taught = read_folder(LESSON, None, native_side(pipeline))
+    seen = look(DiffusersHost(pipeline), robot, PROMPT, 1, Sampling(10, 3.0), 24, 16, 4, taught)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "robot.html")
         write_dictionary_report(robot, seen, ROBOT, report)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import prompts
 import torch
 from client import Graph, Node, Result
@@ -142,6 +144,39 @@ def test_words_are_named_as_they_were_written(server: Server) -> None:
     result = run(server, graph)
     (table,) = result.outputs[told]["text"]
     assert table.count("\n| L") == 12 and any(f"{word} (" in table for word in text.split())
+
+
+def test_the_pictures_that_it_was_taught_from_are_ranked_for_each_atom(server: Server) -> None:
+    graph = Graph()
+    demo, learnt = prompts.demo(graph), robot(graph)
+    lesson = graph.add("SparseAtoms_DemoPictures", lesson="robot")
+    captions = graph.add("CLIPTextEncode", text=lesson[1], clip=demo[1])
+    told = graph.add(
+        "SparseAtoms_Pictures",
+        model=demo[0], dictionary=learnt[0], images=lesson[0], captions=captions[0], vae=demo[2], atoms="top:5", most=3,
+    )  # fmt: skip
+    sheet = graph.add("PreviewImage", images=told[0])
+    result = run(server, graph)
+    (table,) = result.outputs[told]["text"]
+    rows = [row for row in table.splitlines() if row.startswith("| L")]
+    assert len(rows) == 5
+    for row in rows:
+        strengths = [float(value) for value in re.findall(r"picture [0-5] \(([\d.e-]+)\)", row)]
+        assert len(strengths) == 3 and strengths == sorted(strengths, reverse=True) and strengths[-1] > 0, row
+    assert server.client.pictures(result, sheet)[0].std() > 10
+    assert [value for node, value, _ in result.progress if node == told][-1] == 6
+
+
+def test_a_bad_address_is_refused_before_pictures_are_encoded(server: Server) -> None:
+    graph = Graph()
+    demo, learnt = prompts.demo(graph), robot(graph)
+    lesson = graph.add("SparseAtoms_DemoPictures", lesson="robot")
+    captions = graph.add("CLIPTextEncode", text=lesson[1], clip=demo[1])
+    graph.add(
+        "SparseAtoms_Pictures",
+        model=demo[0], dictionary=learnt[0], images=lesson[0], captions=captions[0], vae=demo[2], atoms="L3.x[", most=3,
+    )  # fmt: skip
+    assert "L3.x[" in str(server.client.run(graph).error)
 
 
 def test_charts_and_comparisons_say_what_they_show(server: Server) -> None:

@@ -451,12 +451,17 @@ def test_a_report_is_one_page_that_loads_nothing_and_runs_nothing_of_a_files_own
     }
     file, page = tmp_path / "evil.safetensors", tmp_path / "page.html"
     save_dictionary(replace(dictionary, metadata=metadata), file)
+    taught = tmp_path / "taught"
+    taught.mkdir()
+    Image.new("RGB", (64, 64), "red").save(taught / f"{attack}.png")
     options = ["--prompt", f"a zib {attack}", "--steps", "2", "--top", "4", "--model", str(model)]
+    options += ["--images", str(taught), "--word", "zib"]
     assert cli.main(["report", str(file), "--out", str(page), *options]) == 0
     text = re.sub(r"data:image/[^\"]+", "data:", page.read_text(encoding="utf-8"))
     assert attack not in text and text.count("&lt;img src=x onerror=alert(1)&gt;") > 5
     assert not re.search(r"(src|href)=\"(?!data:)", text) and "http" not in text.replace("http-equiv", "")
     assert text.count('class="card"') == 4 and "only it" in text and "where it fires" in text
+    assert text.count(">fires most on &lt;img") == 4
 
 
 def test_a_report_without_a_trigger_asks_for_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

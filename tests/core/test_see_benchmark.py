@@ -199,7 +199,9 @@ def test_a_tenth_kept_is_the_most_important_tenth() -> None:
 
     host = PromptedHost(load_pipeline())
     robot = load_dictionary(DICTIONARIES / "robot.safetensors")
-    lesson = Example(torch.randn(host.unet.config.in_channels, 16, 16), host.encode_prompt("a robot on the left in the night"))
+    lesson = Example(
+        torch.randn(host.unet.config.in_channels, 16, 16), host.encode_prompt("a robot on the left in the night")
+    )
     whole, few = (
         opened(Subject("robot", METHODS[OURS], lambda host, taught: robot, kept), host, Taught({}), [lesson], 0)
         for kept in (1.0, FEW)
