@@ -74,8 +74,10 @@ def sheet(tiles: Sequence[Tile], columns: int, *, side: float = 2.2, scale: str 
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, tile, title in zip(axes.flat, tiles, titles, strict=False):
-        axis.imshow(tile.picture.numpy())
-        if tile.heat is not None:
+        if tile.heat is None:
+            axis.imshow(tile.picture.numpy())
+        else:
+            axis.imshow(pale(tile.picture).numpy())
             heat = tile.heat.numpy()
             shown = axis.imshow(heat, cmap=COLOURS, vmin=0, vmax=1, alpha=0.35 + 0.5 * heat)
         # A title grows upwards: lines below keep the first lines of a row level.
@@ -89,6 +91,11 @@ def sheet(tiles: Sequence[Tile], columns: int, *, side: float = 2.2, scale: str 
         bar.set_label(plain(scale), fontsize=TITLE)
         bar.ax.tick_params(labelsize=TITLE - 1)
     return drawn(figure)
+
+
+def pale(picture: Tensor) -> Tensor:
+    """A picture whose colours can't pass for heat: (height, width, 3) in 0..1."""
+    return 0.35 * picture + 0.65 * picture.mean(dim=-1, keepdim=True)
 
 
 def table_of_colours(

@@ -102,7 +102,9 @@ def firing_sheet(found: Firing, pictures: Sequence[Tensor], most: int = 4) -> Te
         for picture in ranked:
             share = float(found.strength[atom, picture] / found.strength[atom].max())
             title = f"{address}  picture {picture}, {share:.0%}\n{found.labels.get(address, '')}"
-            tiles.append(_tile(title, pictures[picture], found.maps[picture].get(address)))
+            heat = found.maps[picture].get(address)
+            over = None if heat is None else over_picture(heat, pictures[picture]) / heat.max()
+            tiles.append(Tile(title, pictures[picture], over))
         if ranked:
             blank = torch.ones_like(pictures[0])
             tiles += [Tile("", blank)] * (columns - len(ranked))
@@ -112,14 +114,6 @@ def firing_sheet(found: Firing, pictures: Sequence[Tensor], most: int = 4) -> Te
             "and captions like those that the dictionary was taught from."
         )
     return sheet(tiles, columns, scale="|coefficient|, in per cent of the picture's largest")
-
-
-def _tile(title: str, picture: Tensor, heat: Tensor | None) -> Tile:
-    """With the heat over it; as it is where the atom reads words."""
-    if heat is None or not heat.any():
-        return Tile(title, picture)
-    dim = 0.35 * picture + 0.65 * picture.mean(dim=-1, keepdim=True)  # colours of the picture must not pass for heat
-    return Tile(title, dim, over_picture(heat, picture) / heat.max())
 
 
 def over_picture(heat: Tensor, picture: Tensor) -> Tensor:

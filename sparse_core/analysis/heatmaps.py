@@ -68,10 +68,9 @@ def heat_sheet(recording: Recording, maps: Mapping[str, Tensor], picture: Tensor
 
     :param picture: (height, width, 3) in 0..1, of the maps' size.
     """
-    dim = 0.35 * picture + 0.65 * picture.mean(dim=-1, keepdim=True)  # colours of the picture must not pass for heat
     tiles = [Tile("picture", picture)]
     for (name, heat), mask in zip(maps.items(), to_masks(maps), strict=True):
-        tiles.append(Tile(f"{name}  max {float(heat.max()):.2g}\n{recording.labels.get(name, '')}", dim, mask))
+        tiles.append(Tile(f"{name}  max {float(heat.max()):.2g}\n{recording.labels.get(name, '')}", picture, mask))
     return sheet(tiles, columns, scale="|coefficient|, in per cent of the atom's own largest")
 
 
