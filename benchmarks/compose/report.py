@@ -17,7 +17,7 @@ from sparse_core.files import write_atomically
 from ..quality.curves import bootstrap
 from ..quality.report import TITLES
 from ..tables import table
-from .pairs import questions, render
+from .pairs import render
 from .scores import Answers
 from .table import SHOWN, Bench, Look
 
@@ -68,6 +68,7 @@ def summary(bench: Bench, looks: Sequence[Look]) -> dict[str, Any]:
         },
         "reference": {name: figures([end[name] for end in ends]) for name in ("right", "wrong")},
         "pairs": len(pairs),
+        "pictures": sum(len(bench.asked(pair)) for pair in pairs),
     }
 
 
@@ -89,12 +90,13 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "as LoRAs of equal size. Then both are joined and prompts ask for both. *All right*: share of pictures in which the "
         "recogniser sees each concept at its own place (and the style) and the judge sees the scene, places and sizes that "
         "were asked for; 95 % bootstrap interval over pairs and prompts. *Present* and *obeyed* are its two halves. *Cross "
-        "talk*: share of places at which the other concept is seen. Both words are spoken as they were learnt in all "
+        "talk*: share of places at which the other concept is seen. Only prompts count whose right render passes and whose wrong "
+        "one does not; the last two rows are of all. Both words are spoken as they were learnt in all "
         "methods. Each method's scale is the best of those tried on the development half. Made by `make bench-compose`.",
         f"The {report['tier']} tier: {report['prompts']} prompts at most for each pair, seeds {seeds}. {known}.",
     ]
     for half, found in (("held_out", report), ("dev", report["dev"])):
-        parts += [f"## {TITLES[half]}", f"{found['pairs']} pairs.", _table(found)]
+        parts += [f"## {TITLES[half]}", f"{found['pairs']} pairs, {found['pictures']} prompts.", _table(found)]
     return "\n\n".join([*parts, "![Truth and answers on the held-out half](compose.png)"]) + "\n"
 
 
@@ -131,7 +133,7 @@ def draw_sheet(bench: Bench, shown: Sequence[Look], path: Path) -> None:
     size = (1.5 * (len(methods) + 1), 1.8 * len(rows))
     figure, grid = pyplot.subplots(len(rows), len(methods) + 1, figsize=size, squeeze=False, layout="constrained")
     for (pair, number), line in zip(rows, grid, strict=True):
-        asked = questions(pair, bench.setup.prompts)[number]
+        asked = bench.asked(pair)[number]
         truth = render(bench.lab.studio, pair, asked.scene).picture
         cells = [np.split(strips[pair, method], SHOWN, axis=1)[number] for method in methods]
         for axes, picture in zip(line, [truth, *cells], strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from benchmarks.compose.pairs import SECOND, Pair, pairs, questions, render, swa
 from benchmarks.compose.scores import Answers, PairScorer
 from benchmarks.compose.table import Bench, Look, looks
 from benchmarks.quality import presets
-from benchmarks.quality.concepts import CONCEPTS, HALVES, STYLES_OF_HALF, WORD, Studio, pixels, tasks
+from benchmarks.quality.concepts import CONCEPTS, HALVES, STYLES_OF_HALF, WORD, Asked, Studio, pixels, tasks
 from benchmarks.quality.methods import Taught, as_dictionary, as_tensors, new_learner, svd
 from benchmarks.quality.table import Setup
 from benchmarks.quality.words import PromptedHost, WordLearner
@@ -160,6 +160,15 @@ def test_scale_is_the_best_and_of_equals_the_one_with_less_cross_talk() -> None:
 # ---------------------------------------------------------------------------------------------------------------- table
 
 
+def references(right: int, wrong: int = 0) -> Callable[..., dict[str, Answers]]:
+    """So many of four right renders, and of four wrong ones, pass."""
+
+    def answers(passing: int) -> Answers:
+        return Answers([number < passing for number in range(4)], [True] * 4, [[]] * 4)
+
+    return lambda self, pair: {"right": answers(right), "wrong": answers(wrong)}
+
+
 @pytest.fixture
 def bench(tmp_path: Path, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """One that draws right answers, for which it needs no training."""
@@ -174,6 +183,7 @@ def bench(tmp_path: Path, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Be
         self.setup, self.keys, self.cells = setup, Keys(setup), Cells(setup.cache, {"table": "quality"})
 
     monkeypatch.setattr(Bench, "__init__", lab)
+    monkeypatch.setattr(Bench, "references", references(4))
     return Bench(Setup(tmp_path / "model", tmp_path / "cache", tuple(ALL), prompts=4))
 
 
@@ -197,14 +207,17 @@ def test_a_killed_run_goes_on_where_it_was(bench: Bench, monkeypatch: pytest.Mon
     assert len({bench.key(one) for one in work}) == len(work) == 6
 
 
-def test_a_score_that_passes_wrong_renders_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    good, bad = Answers([True], [True], [[]]), Answers([False], [True], [[]])
-    monkeypatch.setattr(bench, "references", lambda pair: {"right": good, "wrong": bad})
-    bench.check(TWO)
-    for right, wrong in ((good, good), (bad, bad)):
-        monkeypatch.setattr(bench, "references", lambda pair, ends=(right, wrong): {"right": ends[0], "wrong": ends[1]})
+def test_only_prompts_count_whose_answers_the_score_knows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bench.asked(TWO) == questions(TWO, 4)
+    for ends, left in (((3, 0), [0, 1, 2]), ((4, 1), [1, 2, 3])):
+        bench.asked.cache_clear()
+        monkeypatch.setattr(Bench, "references", references(*ends))
+        assert bench.asked(TWO) == [questions(TWO, 4)[number] for number in left]
+    for ends in ((2, 0), (4, 4), (0, 0)):
+        bench.asked.cache_clear()
+        monkeypatch.setattr(Bench, "references", references(*ends))
         with pytest.raises(ValueError, match="of no use for robot"):
-            bench.check(TWO)
+            bench.asked(TWO)
 
 
 def test_report_holds_both_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +238,12 @@ def test_report_holds_both_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             return self.found[look]
 
         def references(self, pair: Pair) -> dict[str, Answers]:
-            return {name: Answers([name == "right"], [True], [[False, False]]) for name in ("right", "wrong")}
+            return {
+                name: Answers([name == "right"] * 12, [True] * 12, [[False, False]] * 12) for name in ("right", "wrong")
+            }
+
+        def asked(self, pair: Pair) -> list[Asked]:
+            return questions(pair, 12)
 
     monkeypatch.setattr(command, "Bench", Quick)
     monkeypatch.setattr(command.report, "draw_sheet", lambda *arguments: None)
