@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,10 +13,11 @@ from torch import nn
 
 from sparse_core.compose import combine
 from sparse_core.controls import SparseAdapter
+from sparse_core.dictionary import SparseDictionary
 
 from ..models import TARGETS
 from ..quality.concepts import WORD
-from ..quality.methods import Taught, as_dictionary
+from ..quality.methods import Taught, as_dictionary, svd
 from ..quality.peers import StandInLearner
 from ..quality.presets import OURS
 from ..quality.words import PromptedHost, WordLearner
@@ -33,15 +34,24 @@ class Combined:
     share: float
     """Of both dictionaries' atoms together, the most important ones stay."""
     trained: ClassVar[str] = OURS
+    opened: ClassVar[Callable[[PromptedHost, Taught], SparseDictionary]] = staticmethod(as_dictionary)
 
     @contextmanager
     def at_work(self, host: PromptedHost, taught: Sequence[Taught], scale: float) -> Iterator[None]:
         """The host with both."""
-        adapters = [SparseAdapter(as_dictionary(host, one)) for one in taught]
+        adapters = [SparseAdapter(self.opened(host, one)) for one in taught]
         atoms = sum(len(site) for adapter in adapters for site in adapter.dictionary.sites.values())
         joined = combine(adapters, budget=round(self.share * atoms))
         with host.patched([SparseAdapter(joined).at_strength(scale)]):
             yield
+
+
+@dataclass(frozen=True)
+class Cut(Combined):
+    """The same with LoRAs, whose atoms are their singular directions."""
+
+    trained: ClassVar[str] = "LoRA"
+    opened: ClassVar[Callable[[PromptedHost, Taught], SparseDictionary]] = staticmethod(svd)
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,8 @@ METHODS: dict[str, Combined | Merged] = {
     "dictionaries combined, a tenth of the atoms": Combined(0.1),
     "LoRAs added": Merged("cat"),
     "LoRAs added, weights .7": Merged("cat", 0.7),
+    "LoRAs cut by SVD to a quarter, added": Cut(0.25),
+    "LoRAs cut by SVD to a tenth, added": Cut(0.1),
     "LoRAs merged by SVD": Merged("svd"),
     "LoRAs merged by TIES": Merged("ties"),
     "LoRAs merged by TIES and SVD": Merged("ties_svd"),

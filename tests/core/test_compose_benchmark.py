@@ -20,7 +20,7 @@ from factories import needs_model
 
 from benchmarks.compose import __main__ as command
 from benchmarks.compose import report
-from benchmarks.compose.composing import METHODS, Merged, composed
+from benchmarks.compose.composing import METHODS, Cut, Merged, composed
 from benchmarks.compose.pairs import SECOND, Pair, pairs, questions, render, swapped
 from benchmarks.compose.scores import Answers, PairScorer
 from benchmarks.compose.table import Bench, Look, looks
@@ -321,6 +321,19 @@ def test_joining_whole_adapters_is_stacking_them(
         stacked = seen(host)
     torch.testing.assert_close(joined, stacked, rtol=1e-3, atol=1e-3)
     assert (joined - words_alone).abs().max() > 0.1
+
+
+@needs_model
+def test_loras_cut_by_nothing_are_loras_added(
+    host: PromptedHost, taught: dict[str, list[Taught]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "whole", Cut(1.0))
+    drawn = []
+    for method in (LORAS, "whole", "LoRAs cut by SVD to a tenth, added"):
+        with composed(host, method, taught["LoRA"], 1.0):
+            drawn.append(seen(host))
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-3, atol=1e-3)
+    assert (drawn[0] - drawn[2]).abs().max() > 0.05
 
 
 @needs_model
