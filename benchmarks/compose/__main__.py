@@ -49,6 +49,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
         "benchmarks.compose", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="the one-hour tier")
+    parser.add_argument("--pairs", type=int, metavar="N", help="of each half (default: 10, quick: 2)")
     parser.add_argument("--seeds", type=int, metavar="N", help="how many (default: 2, quick: 1)")
     parser.add_argument("--art", type=Path, metavar="ICONS_JSON", help="(default: $SPARSE_ATOMS_ART or node_modules)")
     parser.add_argument(
@@ -62,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures what is missing, then writes the report."""
     options = read_arguments(arguments)
     tier = QUICK if options.quick else WHOLE
-    tier = tier._replace(seeds=tuple(range(options.seeds)) if options.seeds else tier.seeds)
+    tier = tier._replace(
+        pairs=options.pairs or tier.pairs, seeds=tuple(range(options.seeds)) if options.seeds else tier.seeds
+    )
     taught = tasks({half: CONCEPTS[half][:CONCEPTS_OF_HALF] for half in HALVES}, STYLES_OF_HALF)
     bench = Bench(Setup(bundled_path(), options.cache, tuple(taught), options.art, prompts=12))
     chosen_pairs = pairs(taught, tier.pairs)
