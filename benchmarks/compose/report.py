@@ -68,7 +68,7 @@ def summary(bench: Bench, looks: Sequence[Look]) -> dict[str, Any]:
         },
         "reference": {name: figures([end[name] for end in ends]) for name in ("right", "wrong")},
         "pairs": len(pairs),
-        "pictures": sum(len(bench.asked(pair)) for pair in pairs),
+        "asked": sum(len(bench.asked(pair)) for pair in pairs),
     }
 
 
@@ -96,7 +96,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         f"The {report['tier']} tier: {report['prompts']} prompts at most for each pair, seeds {seeds}. {known}.",
     ]
     for half, found in (("held_out", report), ("dev", report["dev"])):
-        parts += [f"## {TITLES[half]}", f"{found['pairs']} pairs, {found['pictures']} prompts.", _table(found)]
+        parts += [f"## {TITLES[half]}", f"{found['pairs']} pairs, {found['asked']} prompts.", _table(found)]
     return "\n\n".join([*parts, "![Truth and answers on the held-out half](compose.png)"]) + "\n"
 
 

@@ -74,7 +74,6 @@ class Bench:
         asked = [one.prompt for one in self.asked(look.pair)]
         return "compose/" + digest([trainings, method, look.scale, asked, self.setup.sampling(), self._scores])
 
-    @cache  # noqa: B019 - a bench lives as long as its process
     def asked(self, pair: Pair) -> list[Asked]:
         """The prompts that the score is of use for: it takes the right answer for right, and the wrong one for wrong. Whatever
         is not so, such as a small thing so compact that the judge calls it big, can't be asked of any method.
@@ -132,6 +131,7 @@ class Bench:
         """The picture of a look's first answers, side by side."""
         return self.cells.folder / f"{self.key(look)}.png"
 
+    @cache  # noqa: B019 - a bench lives as long as its process
     def references(self, pair: Pair) -> dict[str, Answers]:
         """The ends of the scales: right answers, and each concept in the other's place or the style left out."""
         asked = questions(pair, self.setup.prompts)

@@ -7,13 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..controls import SparseAdapter
 from ..examples import Example
 from ..hosts.base import Host
 from .charts import Tile, sheet
+from .heatmaps import grown
 from .recording import Recorder, Recording
 
 LEVELS = (0.25, 0.5, 0.75, 0.95)
@@ -118,9 +118,7 @@ def firing_sheet(found: Firing, pictures: Sequence[Tensor], most: int = 4) -> Te
 
 def over_picture(heat: Tensor, picture: Tensor) -> Tensor:
     """A map at a picture's size: (h, w), (height, width, 3) -> (height, width), no larger than before."""
-    size = tuple(picture.shape[:2])
-    grown = F.interpolate(heat[None, None], size=size, mode="bicubic", align_corners=False)[0, 0]
-    return grown.clamp(0, float(heat.max()))
+    return grown(heat, tuple(picture.shape[:2])).clamp(max=float(heat.max()))
 
 
 def firing_text(found: Firing, names: Sequence[str], most: int = 4) -> str:

@@ -52,10 +52,12 @@ def heat_maps(
         raise ValueError(f"Picture {picture} was not recorded; expected 0 to {pictures - 1}.")
     means = {name: places[inside, picture].float().abs().mean(dim=0) for name, places in side.places.items()}
     fired = [(name, mean) for name, mean in means.items() if mean.any()]
-    return {
-        name: F.interpolate(mean[None, None], size=size, mode="bicubic", align_corners=False)[0, 0].clamp(min=0)
-        for name, mean in fired[:MOST_ATOMS]
-    }
+    return {name: grown(mean, size) for name, mean in fired[:MOST_ATOMS]}
+
+
+def grown(heat: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map at a picture's size: (h, w) -> (height, width), 0 or more."""
+    return F.interpolate(heat[None, None], size=size, mode="bicubic", align_corners=False)[0, 0].clamp(min=0)
 
 
 def to_masks(maps: Mapping[str, Tensor]) -> Tensor:

@@ -210,11 +210,9 @@ def test_a_killed_run_goes_on_where_it_was(bench: Bench, monkeypatch: pytest.Mon
 def test_only_prompts_count_whose_answers_the_score_knows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench.asked(TWO) == questions(TWO, 4)
     for ends, left in (((3, 0), [0, 1, 2]), ((4, 1), [1, 2, 3])):
-        bench.asked.cache_clear()
         monkeypatch.setattr(Bench, "references", references(*ends))
         assert bench.asked(TWO) == [questions(TWO, 4)[number] for number in left]
     for ends in ((2, 0), (4, 4), (0, 0)):
-        bench.asked.cache_clear()
         monkeypatch.setattr(Bench, "references", references(*ends))
         with pytest.raises(ValueError, match="of no use for robot"):
             bench.asked(TWO)
