@@ -408,8 +408,8 @@ class LabelAtoms(io.ComfyNode):
             node_id="SparseAtoms_Label",
             display_name="Label Atoms",
             category=ANALYSIS,
-            description='Gives atoms names of your own, such as red roof. Names are addresses too: label:"red roof". They are '
-            "kept in the file when you save the dictionary.",
+            description="Gives atoms names of your own, such as red roof, and notes of what you saw. Names are addresses too: "
+            'label:"red roof". Both are kept in the file when you save the dictionary.',
             search_aliases=["sparse atoms", "name", "rename", "notes"],
             inputs=[
                 dictionary_input("The dictionary whose atoms get names; the picture stays the same."),
@@ -420,15 +420,24 @@ class LabelAtoms(io.ComfyNode):
                     tooltip="Each line names some atoms: L3.v[7] = red roof. Nothing after = takes a name away. The picture "
                     "changes only where another node picks atoms by their name.",
                 ),
+                io.String.Input(
+                    "notes",
+                    multiline=True,
+                    default="# one line each: which atoms = what you noticed\n",
+                    tooltip="Each line keeps a remark with some atoms: L3.v[7] = also darkens the door. Nothing after = takes it "
+                    "away. Atom Mixer and the report show notes; no picture changes.",
+                    optional=True,
+                ),
             ],
             outputs=[dictionary_output()],
         )
 
     @classmethod
-    def execute(cls, dictionary: SparseAdapter, lines: str) -> io.NodeOutput:
+    def execute(cls, dictionary: SparseAdapter, lines: str, notes: str = "") -> io.NodeOutput:
         learnt = dictionary.dictionary
-        named = labels.with_labels(learnt, labels.parse_labels(lines, learnt))
-        return io.NodeOutput(replace(dictionary, dictionary=named))
+        named = labels.with_labels(learnt, labels.parse_texts(lines, learnt, "label"))
+        noted = labels.with_notes(named, labels.parse_texts(notes, learnt, "note"))
+        return io.NodeOutput(replace(dictionary, dictionary=noted))
 
 
 ANALYSIS_NODES = [

@@ -30,7 +30,16 @@ from .report import data_uri as png_uri
 from .training.metadata import data_uri as jpeg_uri
 
 TEMPLATE = Path(__file__).with_name("dictionary_report.html.jinja")
-SHOWN_ELSEWHERE = ("modelspec.thumbnail", "thumbnails", "labels", "effects", "captions", "captions_sha256", "training")
+SHOWN_ELSEWHERE = (
+    "modelspec.thumbnail",
+    "thumbnails",
+    "labels",
+    "notes",
+    "effects",
+    "captions",
+    "captions_sha256",
+    "training",
+)
 """Metadata that the page shows elsewhere, or not at all."""
 
 
@@ -56,6 +65,7 @@ class Card(NamedTuple):
 
     address: str
     label: str
+    note: str
     share: float
     size: float
     words: str
@@ -196,8 +206,9 @@ def cards(dictionary: SparseDictionary, seen: Look) -> list[Card]:
             pictures[f"fires most on {taught[0]}"] = taught[1]
         uris = [(caption, jpeg_uri(as_image(picture))) for caption, picture in pictures.items()]
         name = effect.name
-        label = dictionary.labels.get(name, "")
-        found.append(Card(name, label, importance[name], seen.gallery.size(effect), seen.words.get(name, ""), uris))
+        label, note = (dictionary.metadata.get(key, {}).get(name, "") for key in ("labels", "notes"))
+        size_of, said = seen.gallery.size(effect), seen.words.get(name, "")
+        found.append(Card(name, label, note, importance[name], size_of, said, uris))
     return found
 
 

@@ -25,6 +25,8 @@ VERSION = 1
 SUFFIX = ".safetensors"
 REST = "rest."
 """Before the module's name in the keys of what lies outside the attentions: ``rest.<module>.down`` and ``.up``."""
+BY_ADDRESS = {"labels": str, "notes": str, "thumbnails": str, "effects": (int, float)}
+"""Metadata of single atoms: what each holds for an address."""
 LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library itself."""
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
@@ -95,11 +97,18 @@ def load_dictionary(path: str | os.PathLike) -> SparseDictionary:
     sites = _read_sites(path.name, layers, dense_input, tensors)
     if not sites and not rest:
         raise DictionaryFileError(f"{path.name} holds no atoms.")
+    metadata |= {key: _by_address(metadata[key], kind) for key, kind in BY_ADDRESS.items() if key in metadata}
     metadata |= {key: value for key, value in header.items() if key.startswith("modelspec.")}
     try:
         return SparseDictionary(layers, sites, metadata, rest)
     except ValueError as error:
         raise DictionaryFileError(f"{path.name} is damaged: {error} Get the file anew.") from error
+
+
+def _by_address(stored: object, kind: type | tuple[type, ...]) -> dict[str, Any]:
+    """What is of another kind is left out: files come from strangers, and none of it changes a picture."""
+    entries = stored.items() if isinstance(stored, dict) else ()
+    return {address: value for address, value in entries if isinstance(value, kind)}
 
 
 def read_header(path: Path) -> dict[str, str]:

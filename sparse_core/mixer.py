@@ -34,6 +34,8 @@ ACTING = ("encoder", "bias", "threshold", "directions")
 MADE_ON = re.compile(r"^[ \t]*#[ \t]*dictionary[ \t]+([0-9a-f]{16})[ \t]*$", re.MULTILINE)
 LARGEST_THUMBNAILS = 2_000_000
 """Characters of all thumbnails that a panel gets: they go through the websocket with every run."""
+LONGEST_NOTE = 500
+"""Characters of what a panel gets of a note."""
 LARGEST_EFFECT = 255
 """Grey levels."""
 FEW = 8
@@ -111,7 +113,7 @@ def content_hash(dictionary: SparseDictionary) -> str:
 
 def panel_data(adapter: SparseAdapter) -> dict[str, Any]:
     """What the panel shows, as JSON: the atoms as they come in, the most important first."""
-    dictionary = adapter.dictionary
+    dictionary, rows = adapter.dictionary, atom_rows(adapter)
     return {
         "hash": content_hash(dictionary),
         "title": str(dictionary.metadata.get("modelspec.title", "")),
@@ -125,11 +127,20 @@ def panel_data(adapter: SparseAdapter) -> dict[str, Any]:
                 len(row.schedules),
                 row.prompt,
             ]
-            for row in atom_rows(adapter)
+            for row in rows
         ],
+        "notes": _notes(dictionary, [row.address for row in rows]),
         "effects": _effects(dictionary),
         "thumbnails": _thumbnails(dictionary),
     }
+
+
+def _notes(dictionary: SparseDictionary, addresses: Sequence[str]) -> dict[str, str]:
+    """What somebody noticed of atoms, by address; not what stands at addresses that the dictionary does not have."""
+    stored = dictionary.metadata.get("notes")
+    if not isinstance(stored, dict):
+        return {}
+    return {address: str(stored[address])[:LONGEST_NOTE] for address in addresses if address in stored}
 
 
 def _effects(dictionary: SparseDictionary) -> dict[str, float]:

@@ -432,8 +432,8 @@ def edit_in_a_mask(w: Workflow) -> Node:
 @workflow(
     "21 Atom gallery",
     "One picture with each of the strongest atoms alone, and with all but it, from the same noise. **Label Atoms** corrects the "
-    "names that the gallery found, and Save keeps them with the thumbnails in the file. Then turn an atom by its name: "
-    '`label:"red*" = 0`.',
+    "names that the gallery found and takes your notes, and Save keeps them with the thumbnails in the file. Then turn an atom "
+    'by its name: `label:"red*" = 0`.',
 )
 def atom_gallery(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")

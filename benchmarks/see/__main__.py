@@ -40,7 +40,8 @@ from .subjects import ALIKE, SUBJECTS, Subject, opened
 
 HERE = Path(__file__).parent
 SOURCES = [HERE / f"{name}.py" for name in ("scores", "regions", "subjects", "looking")]
-SOURCES += [CORE / "analysis", CORE / "generate.py", CORE / "demo" / "judge.py"]
+SOURCES += [CORE / "analysis" / f"{name}.py" for name in ("heatmaps", "recording", "ranking", "importance")]
+SOURCES += [CORE / "generate.py", CORE / "demo" / "judge.py"]
 GALLERY_THREADS = 2
 
 
@@ -181,17 +182,29 @@ def _one_answer(looks: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def what_looking_costs() -> dict[str, Any]:
-    """The command that draws a gallery, heat maps and words of the strongest atoms of a shipped dictionary on one page."""
+    """The command that draws a gallery, heat maps and words of the strongest atoms of a shipped dictionary on one page: of one
+    picture, and with as many others as its labels are decided on."""
     threads = torch.get_num_threads()
     torch.set_num_threads(GALLERY_THREADS)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "robot.html")
-        began = time.perf_counter()
-        sparse_atoms(["report", str(DICTIONARIES / "robot.safetensors"), "--top", str(TOP), "--out", str(page)])
-        seconds = time.perf_counter() - began
+        command = ["report", str(DICTIONARIES / "robot.safetensors"), "--top", str(TOP), "--out", str(page)]
+        alone = _seconds([*command, "--pictures", "1"])
+        labelled = _seconds(command)
         size = page.stat().st_size
     torch.set_num_threads(threads)
-    return {"gallery_seconds": seconds, "gallery_threads": GALLERY_THREADS, "report_bytes": size}
+    return {
+        "gallery_seconds": alone,
+        "labelled_gallery_seconds": labelled,
+        "gallery_threads": GALLERY_THREADS,
+        "report_bytes": size,
+    }
+
+
+def _seconds(command: Sequence[str]) -> float:
+    began = time.perf_counter()
+    sparse_atoms(command)
+    return time.perf_counter() - began
 
 
 def mixer_milliseconds(results: Path) -> float | None:

@@ -73,6 +73,8 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
             [
                 [f"gallery of {looked_at['atoms']} atoms on the demo model, {figures['gallery_threads']} threads, seconds",
                  figures["gallery_seconds"], f"at most {GALLERY_GOAL}"],
+                ["the same with the further pictures that its labels are decided on",
+                 figures["labelled_gallery_seconds"], "–"],
                 ["report of a shipped dictionary, bytes", figures["report_bytes"], "–"],
                 ["Atom Mixer, input to paint with 2,000 atoms, milliseconds", figures["mixer_ms_2000"], "–"],
             ],

@@ -1,4 +1,4 @@
-"""What atoms are called: by a person, or in plain words from what was measured of them. Labels, thumbnails
+"""What atoms are called: by a person, or in plain words from what was measured of them. Labels, notes, thumbnails
 and effects live in a dictionary's metadata and travel with its file.
 
 One picture says little: what an atom paints there may be chance. So a colour is named where leaving the atom out takes it away
@@ -174,32 +174,39 @@ def as_image(picture: Tensor) -> Image.Image:
 
 def with_labels(dictionary: SparseDictionary, labels: Mapping[str, str]) -> SparseDictionary:
     """The dictionary with labels added; an empty one takes a label away."""
-    merged = {**dictionary.labels, **labels}
-    kept = {address: label for address, label in merged.items() if label}
-    return replace(dictionary, metadata={**dictionary.metadata, "labels": kept})
+    return _with(dictionary, "labels", labels)
+
+
+def with_notes(dictionary: SparseDictionary, notes: Mapping[str, str]) -> SparseDictionary:
+    """The dictionary with what a person noticed of atoms added; an empty note takes one away."""
+    return _with(dictionary, "notes", notes)
 
 
 def _with(dictionary: SparseDictionary, key: str, found: Mapping[str, Any]) -> SparseDictionary:
-    """The dictionary with more of its atoms in one part of the metadata."""
+    """The dictionary with more of its atoms in one part of the metadata; nothing, as a text, takes an atom out of it."""
     merged = {**dictionary.metadata.get(key, {}), **found}
-    return replace(dictionary, metadata={**dictionary.metadata, key: merged})
+    kept = {address: value for address, value in merged.items() if value != ""}
+    return replace(dictionary, metadata={**dictionary.metadata, key: kept})
 
 
-def parse_labels(text: str, dictionary: SparseDictionary) -> dict[str, str]:
-    """Reads ``address = label`` lines; ``#`` at the start of a line comments it out.
+def parse_texts(text: str, dictionary: SparseDictionary, kind: str) -> dict[str, str]:
+    """Reads ``address = text`` lines; ``#`` at the start of a line comments it out.
 
+    :param kind: what the texts are, ``label`` or ``note``.
     :raises ValueError: a line can't be read, or its address picks nothing; the message names the line.
     """
-    labels = {}
+    texts = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.strip().startswith("#"):
             continue
-        address, equals, label = line.partition("=")
+        address, equals, said = line.partition("=")
         if not equals:
-            raise ValueError(f"Line {number}: {line.strip()!r} has no label; expected an address, = and a label.")
+            raise ValueError(
+                f"Line {number} of the {kind}s: {line.strip()!r} has no {kind}; expected an address, = and a {kind}."
+            )
         try:
             addresses = chosen_atoms(dictionary, parse_selection(address.strip()), LARGEST_LABELLED)
         except AddressError as error:
-            raise ValueError(f"Line {number}: {error}") from None
-        labels |= dict.fromkeys(addresses, label.strip())
-    return labels
+            raise ValueError(f"Line {number} of the {kind}s: {error}") from None
+        texts |= dict.fromkeys(addresses, said.strip())
+    return texts

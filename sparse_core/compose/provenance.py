@@ -47,35 +47,28 @@ def joined_metadata(
     """Metadata of a dictionary made of others.
 
     :param records: of the sources, by `source_record`.
-    :param origins: address of each atom to where it was: number of the source, from 0, and address there. Labels and
-        thumbnails follow it; measured effects do not, as another picture would be measured now.
+    :param origins: address of each atom to where it was: number of the source, from 0, and address there. Labels, notes
+        and thumbnails follow it; measured effects do not, as another picture would be measured now.
     """
-    labels = {
-        new: label
-        for new, found in origins.items()
-        if (label := " / ".join(_once(sources[number].labels.get(old, "") for number, old in found)))
-    }
+
+    def said(key: str, new: str) -> list[str]:
+        """What the sources have under a key of an atom, without repetitions."""
+        found = ((sources[number].metadata.get(key), old) for number, old in origins[new])
+        return _once(str(stored.get(old, "")) for stored, old in found if isinstance(stored, dict))
+
     fields: dict[str, Any] = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "sparse-dictionary",
         "modelspec.title": title,
         "sources": [dict(record) for record in records],
         "origins": {new: [list(one) for one in found] for new, found in origins.items()},
-        "labels": labels,
-        "thumbnails": {
-            new: picture
-            for new, found in origins.items()
-            if (picture := next(filter(None, (_thumbnail(sources[number], old) for number, old in found)), ""))
-        },
+        "labels": {new: " / ".join(texts) for new in origins if (texts := said("labels", new))},
+        "notes": {new: " / ".join(texts) for new in origins if (texts := said("notes", new))},
+        "thumbnails": {new: first for new in origins for first in said("thumbnails", new)[:1]},
     }
     for name, between in JOINED.items():
         fields[name] = between.join(_once(str(source.metadata.get(name, "")) for source in sources))
     return {name: value for name, value in fields.items() if value}
-
-
-def _thumbnail(dictionary: SparseDictionary, address: str) -> str:
-    stored = dictionary.metadata.get("thumbnails")
-    return str(stored.get(address, "")) if isinstance(stored, dict) else ""
 
 
 def _once(texts: Iterable[str]) -> list[str]:

@@ -171,6 +171,7 @@ def test_an_atom_is_found_by_its_label_and_told_by_its_card(mixer: Desk, workflo
 
     metadata = {
         "labels": {SECOND: "red, upper left"},
+        "notes": {SECOND: "also darkens the door"},
         "thumbnails": {SECOND: data_uri(Image.new("RGB", (64, 64), "red"))},
     }
     folder = base / "models" / "sparse_dictionaries"
@@ -179,11 +180,14 @@ def test_an_atom_is_found_by_its_label_and_told_by_its_card(mixer: Desk, workflo
     mixer.load(changed(changed(workflow, "SparseAtoms_Load", "labelled.safetensors"), MIXER, "mute L0.q[3]\n"))
     mixer.filled()
     search = mixer.panel.get_by_label("Search atoms")
-    search.fill("RED")
-    expect(mixer.panel.locator(".sa-strip:not([hidden])")).to_have_count(1)
+    for wanted in ("door", "RED"):
+        search.fill(wanted)
+        expect(mixer.panel.locator(".sa-strip:not([hidden])")).to_have_count(1)
+    expect(mixer.strip(SECOND).get_by_role("img", name="also darkens the door")).to_be_visible()
     mixer.panel.locator(".sa-strip:not([hidden]) .sa-thumbnail").hover()
     card = mixer.page.locator(".sa-tip")
     expect(card).to_contain_text("red, upper left")
+    expect(card).to_contain_text("also darkens the door")
     expect(card).to_contain_text(f"{SECOND}: layer 15, output")
     expect(card).to_contain_text("number 2 of 1280")
     assert card.locator("img").bounding_box()["width"] >= 128
@@ -194,7 +198,7 @@ def test_an_atom_is_found_by_its_label_and_told_by_its_card(mixer: Desk, workflo
     search.hover()
     expect(card).to_have_count(0)
     search.fill("blue")
-    expect(mixer.panel.locator(".sa-none")).to_contain_text("No label and no address has “blue”")
+    expect(mixer.panel.locator(".sa-none")).to_contain_text("No label, note or address has “blue”")
 
 
 def test_a_mix_of_another_dictionary_waits_for_adoption(mixer: Desk, workflow: dict[str, Any], base: Path) -> None:
@@ -220,6 +224,7 @@ def test_hostile_metadata_does_nothing(mixer: Desk, workflow: dict[str, Any], ba
     folder = base / "models" / "sparse_dictionaries"
     metadata = {
         "labels": {STRONGEST: HOSTILE, SECOND: "</option><script>window.hacked = 1</script>"},
+        "notes": {STRONGEST: HOSTILE},
         "thumbnails": {STRONGEST: 'x" onerror="window.hacked = 1', SECOND: "data:image/svg+xml;base64,PHN2Zz4="},
         "modelspec.title": HOSTILE,
         "modelspec.description": HOSTILE,
@@ -230,6 +235,7 @@ def test_hostile_metadata_does_nothing(mixer: Desk, workflow: dict[str, Any], ba
     mixer.filled()
     mixer.panel.locator(".sa-name").filter(has_text=HOSTILE).hover()
     expect(mixer.page.locator(".sa-tip strong")).to_have_text(HOSTILE)
+    expect(mixer.page.locator(".sa-tip small").filter(has_text=HOSTILE)).to_be_visible()
     assert mixer.page.locator(".sa-tip img[src], .sa-tip script").count() == 0
     mixer.panel.get_by_role("button", name="Group: none").click()
     mixer.panel.get_by_role("button", name="Group: layer").click()

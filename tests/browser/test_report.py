@@ -26,6 +26,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     metadata = {
         "labels": {STRONGEST: HOSTILE},
+        "notes": {STRONGEST: f"darkens the door {HOSTILE}"},
         "modelspec.title": HOSTILE,
         "modelspec.description": HOSTILE,
         "modelspec.author": HOSTILE,
@@ -55,6 +56,7 @@ def report(page_file: Path, browser: Browser) -> Iterator[Page]:
 def test_a_report_loads_nothing_and_shows_hostile_texts_as_text(report: Page) -> None:
     expect(report.locator("h1")).to_have_text(HOSTILE)
     expect(report.locator(".card h3").first).to_contain_text(HOSTILE)
+    expect(report.get_by_text("darkens the door")).to_contain_text(HOSTILE)
     assert report.evaluate("window.hacked") is None
     assert report.locator("img[src^='http']").count() == 0
     assert report.evaluate("[...document.images].every(image => image.src.startsWith('data:'))")
@@ -79,6 +81,8 @@ def test_search_and_sorting_find_an_atom(report: Page) -> None:
     expect(addresses).to_have_count(4)
     assert addresses.first.inner_text() == STRONGEST
     report.get_by_label("Search").fill(STRONGEST.lower())
+    expect(addresses).to_have_count(1)
+    report.get_by_label("Search").fill("the door")
     expect(addresses).to_have_count(1)
     report.get_by_label("Search").fill("no such atom")
     expect(report.locator("#none")).to_be_visible()

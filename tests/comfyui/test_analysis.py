@@ -110,7 +110,7 @@ def test_a_gallerys_labels_and_thumbnails_and_ones_own_go_into_the_file(server: 
         pictures=2,
         **looking(graph, demo),
     )
-    named = graph.add("SparseAtoms_Label", dictionary=gallery[1], lines="top:1 = the boss")
+    named = graph.add("SparseAtoms_Label", dictionary=gallery[1], lines="top:1 = the boss", notes="top:2 = a pair")
     graph.add("SparseAtoms_Save", dictionary=named[0], filename_prefix="labelled")
     alone = graph.add("PreviewImage", images=gallery[2])
     result = run(server, graph)
@@ -122,6 +122,7 @@ def test_a_gallerys_labels_and_thumbnails_and_ones_own_go_into_the_file(server: 
         before, after = shipped.metadata[what], saved.metadata[what]
         assert len([atom for atom in after if after[atom] != before.get(atom)]) == 3, what
     assert "the boss" in saved.labels.values()
+    assert list(saved.metadata["notes"].values()) == ["a pair", "a pair"]
     progress = [(value, most) for node, value, most in result.progress if node == gallery]
     assert progress[-1] == (13 * prompts.STEPS, 13 * prompts.STEPS)
 

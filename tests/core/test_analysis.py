@@ -364,22 +364,30 @@ def test_a_look_labels_what_has_no_label_yet_and_leaves_sizes_and_thumbnails() -
 
 def test_lines_give_names_to_all_atoms_an_address_picks_and_take_them_away() -> None:
     dictionary = labels.with_labels(random_dictionary(), {"L0.q[0]": "old"})
-    found = labels.parse_labels("# names\n\nL1.v[0-1] = a = b\nL0.q[0] =\n", dictionary)
+    found = labels.parse_texts("# names\n\nL1.v[0-1] = a = b\nL0.q[0] =\n", dictionary, "label")
     assert found == {"L1.v[0]": "a = b", "L1.v[1]": "a = b", "L0.q[0]": ""}
     assert labels.with_labels(dictionary, found).labels == {"L1.v[0]": "a = b", "L1.v[1]": "a = b"}
+
+
+def test_notes_stand_beside_labels_and_can_be_taken_away() -> None:
+    noted = labels.with_notes(
+        labels.with_labels(random_dictionary(), {"L0.q[0]": "roof"}), {"L0.q[0]": "a", "L0.q[1]": "b"}
+    )
+    assert noted.labels == {"L0.q[0]": "roof"}
+    assert labels.with_notes(noted, {"L0.q[0]": ""}).metadata["notes"] == {"L0.q[1]": "b"}
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("\nL0.q[0] roof", r"Line 2: 'L0\.q\[0\] roof' has no label"),
-        ("L99 = x", "Line 1: .*L99"),
-        ("?? = x", "Line 1: "),
+        ("\nL0.q[0] roof", r"Line 2 of the labels: 'L0\.q\[0\] roof' has no label"),
+        ("L99 = x", "Line 1 of the labels: .*L99"),
+        ("?? = x", "Line 1 of the labels: "),
     ],
 )
 def test_a_bad_line_is_named(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        labels.parse_labels(text, random_dictionary())
+        labels.parse_texts(text, random_dictionary(), "label")
 
 
 # ----------------------------------------------------------------------------------------------------------- likeness

@@ -446,6 +446,7 @@ def test_a_report_is_one_page_that_loads_nothing_and_runs_nothing_of_a_files_own
         "modelspec.title": attack,
         "modelspec.description": f"</script>{attack}",
         "labels": {f"{site}[0]": attack for site in dictionary.sites},
+        "notes": {f"{site}[0]": attack for site in dictionary.sites},
         "training": {attack: attack},
         attack: attack,
     }

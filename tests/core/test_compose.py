@@ -128,7 +128,7 @@ def test_the_budget_keeps_the_most_important(host: DiffusersHost) -> None:
 def test_a_combination_says_what_it_is_made_of(host: DiffusersHost, tmp_path: Path) -> None:
     said = {"modelspec.trigger_phrase": "zib", "modelspec.author": "A", "modelspec.license": "CC0"}
     seen = {"thumbnails": {"L0.v[0]": "data:image/jpeg;base64,AAAA"}, "effects": {"L0.v[0]": 3.0}}
-    one = adapter(host, 1, **said, labels={"L0.q[1]": "hat"})
+    one = adapter(host, 1, **said, labels={"L0.q[1]": "hat"}, notes={"L0.q[1]": "leans left"})
     other = adapter(host, 2, **{**said, "modelspec.trigger_phrase": "wug"}, labels={"L0.v[0]": "beak"}, **seen)
     made = combine([one, other], [1.0, 0.5], merge_above=1)
     made = load_dictionary(save_dictionary(made, tmp_path / "made.safetensors", torch.float32))
@@ -142,7 +142,8 @@ def test_a_combination_says_what_it_is_made_of(host: DiffusersHost, tmp_path: Pa
     for new, label in made.labels.items():
         ((number, old),) = made.metadata["origins"][new]
         assert (one, other)[number].dictionary.labels[old] == label
-    beak = next(new for new, label in made.labels.items() if label == "beak")
+    hat, beak = (next(new for new, label in made.labels.items() if label == name) for name in ("hat", "beak"))
+    assert made.metadata["notes"] == {hat: "leans left"}
     assert made.metadata["thumbnails"] == {beak: "data:image/jpeg;base64,AAAA"} and "effects" not in made.metadata
     site, j = Site(0, "v"), int(beak[5:-1])
     assert j == len(one.dictionary.sites[site])

@@ -146,6 +146,15 @@ def test_metadata_comes_back(saved: Path) -> None:
     assert load_dictionary(saved).metadata == METADATA
 
 
+@pytest.mark.parametrize("nonsense", [None, 7, "x", [], {"L0.q[0]": [1]}])
+def test_what_is_said_of_atoms_in_another_form_is_left_out(saved: Path, nonsense: object) -> None:
+    whole = {"notes": {"L0.q[0]": "leans left", "L0.q[1]": 3}, "effects": {"L0.q[0]": 1.5, "L0.q[1]": "x"}}
+    with_metadata(saved, metadata=json.dumps({**whole, "labels": nonsense, "thumbnails": nonsense}))
+    loaded = load_dictionary(saved)
+    assert loaded.metadata["notes"] == {"L0.q[0]": "leans left"} and loaded.metadata["effects"] == {"L0.q[0]": 1.5}
+    assert loaded.labels == {} and loaded.metadata["thumbnails"] == {}
+
+
 def test_lora_managers_find_modelspec_fields_and_others_find_the_architecture(saved: Path) -> None:
     metadata = header_of(saved)["__metadata__"]
     assert metadata["modelspec.title"] == "Räuber"

@@ -15,7 +15,7 @@ from sparse_core.cards import picture, read_card
 from sparse_core.controls import Keep, SparseAdapter, controls_of_lines
 from sparse_core.dictionary import SparseDictionary
 from sparse_core.files import load_dictionary, save_dictionary
-from sparse_core.mixer import LARGEST_THUMBNAILS, content_hash, mix, panel_data
+from sparse_core.mixer import LARGEST_THUMBNAILS, LONGEST_NOTE, content_hash, mix, panel_data
 from sparse_core.training.metadata import data_uri
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -122,6 +122,14 @@ def test_the_panel_gets_pictures_and_nothing_else_as_thumbnails(dictionary: Spar
     assert data["thumbnails"] == {"L0.q[0]": good}
     for nonsense in (None, [], "x"):
         assert panel_data(SparseAdapter(replace(dictionary, metadata={"thumbnails": nonsense})))["thumbnails"] == {}
+
+
+def test_the_panel_gets_notes_of_its_atoms_and_not_all_of_a_long_one(dictionary: SparseDictionary) -> None:
+    stored = {"L0.q[0]": HOSTILE, "L0.q[1]": "a" * 10_000, "L99.q[0]": "gone"}
+    data = panel_data(SparseAdapter(replace(dictionary, metadata={"notes": stored})))
+    assert data["notes"] == {"L0.q[0]": HOSTILE, "L0.q[1]": "a" * LONGEST_NOTE}
+    for nonsense in (None, [], "x"):
+        assert panel_data(SparseAdapter(replace(dictionary, metadata={"notes": nonsense})))["notes"] == {}
 
 
 def test_the_panel_gets_numbers_and_nothing_else_as_effects(dictionary: SparseDictionary) -> None:

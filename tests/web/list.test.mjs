@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { arrange, atomsOf, bars, confined, countOf, curve, following, inSight, ROW, silence, SPARE, whyNone } from "../../web/mixer/list.js";
+import { arrange, atomsOf, bars, confined, countOf, curve, following, inSight, ROW, signs, silence, SPARE, whyNone } from "../../web/mixer/list.js";
 import { parse, strips } from "../../web/mixer/state.js";
 
 const atoms = atomsOf({
@@ -11,6 +11,7 @@ const atoms = atomsOf({
     ["L2.q[12]", 0.1, "wheel", 0.5, 0, 2, "positive"],
   ],
   effects: { "L2.q[12]": 2.5, "L10.v[0]": 0.5 },
+  notes: { "L2.q[3]": "darkens the Door" },
 });
 const view = { query: "", sort: "importance", group: "none", show: "all", closed: new Set() };
 const shown = (changes, text = "", gone = []) =>
@@ -24,7 +25,8 @@ test("atoms are sorted as asked", () => {
   assert.deepEqual(shown({ sort: "weight" }, "L2.q[12] = 2"), ["L2.q[12]", "L10.v[0]", "L2.q[3]"]);
 });
 
-test("atoms are found by every word of label and address", () => {
+test("atoms are found by every word of label, note and address", () => {
+  assert.deepEqual(shown({ query: "door" }), ["L2.q[3]"]);
   assert.deepEqual(shown({ query: "ROOF l10" }), ["L10.v[0]"]);
   assert.deepEqual(shown({ show: "changed" }, "mute L2.q[3]"), ["L2.q[3]"]);
   assert.deepEqual(shown({ show: "top 25" }), shown({}));
@@ -65,8 +67,8 @@ test("choices go round", () => {
 });
 
 test("a list without rows says why, and what to do where nothing has a label", () => {
-  const bare = atoms.map((atom) => ({ ...atom, label: "" }));
-  assert.match(whyNone(atoms, { query: " blue ", show: "all" }), /^No label and no address has “blue” in it\.$/);
+  const bare = atoms.map((atom) => ({ ...atom, label: "", note: "" }));
+  assert.match(whyNone(atoms, { query: " blue ", show: "all" }), /^No label, note or address has “blue” in it\.$/);
   assert.match(whyNone(atoms, { query: "blue", show: "top 25" }), /Show: top 25/);
   assert.match(whyNone(bare, { query: "blue", show: "all" }), /Atom Gallery/);
   assert.equal(whyNone(bare, { query: "", show: "changed" }), "No strip is changed.");
@@ -83,4 +85,10 @@ test("why an atom is silent is told: muted, not on solo, or dropped by the densi
 
 test("what confines an atom is counted in words", () => {
   assert.deepEqual(atoms.map(confined), [[["◩", "1 mask"]], [], [["◷", "2 schedules"], ["±", "positive prompt"]]]);
+});
+
+test("a note is a sign beside what confines an atom", () => {
+  const badges = atoms.map((atom) => signs(atom).map(([sign]) => sign).join(""));
+  assert.deepEqual(badges, ["◩", "✎", "◷±"]);
+  assert.deepEqual(signs(atoms[1]), [["✎", "darkens the Door"]]);
 });

@@ -22,6 +22,7 @@ export function atomsOf(data) {
     layer: Number(/^L(\d+)/.exec(address)?.[1] ?? -1),
     effect: data.effects?.[address] ?? null,
     thumbnail: data.thumbnails?.[address] ?? "",
+    note: data.notes?.[address] ?? "",
   }));
 }
 
@@ -82,11 +83,16 @@ export function confined({ masks, schedules, prompt }) {
   ].filter(Boolean);
 }
 
+/** The signs beside an atom's name, as pairs of a sign and words: what confines it, and that somebody noted something. */
+export function signs(atom) {
+  return atom.note ? [...confined(atom), ["✎", atom.note]] : confined(atom);
+}
+
 /** Why no atom is shown although there are some. */
 export function whyNone(atoms, { query, show }) {
   if (!query.trim()) return "No strip is changed.";
-  const labelled = atoms.some((atom) => atom.label);
-  if (labelled) return `No label and no address has “${query.trim()}” in it${show === "all" ? "" : `, of those that “Show: ${show}” leaves`}.`;
+  const named = atoms.some((atom) => atom.label || atom.note);
+  if (named) return `No label, note or address has “${query.trim()}” in it${show === "all" ? "" : `, of those that “Show: ${show}” leaves`}.`;
   return `No address has “${query.trim()}” in it, and no atom here has a label yet. Atom Gallery finds labels, Label Atoms takes your own.`;
 }
 
@@ -111,7 +117,7 @@ function matching({ query, show }, state) {
   const most = show.startsWith("top ") ? Number(show.slice(4)) : Infinity;
   const changed = ({ address }) => state.weights.has(address) || state.muted.has(address) || state.solo.has(address);
   return (atom) => {
-    const text = `${atom.address} ${atom.label}`.toLowerCase();
+    const text = `${atom.address} ${atom.label} ${atom.note}`.toLowerCase();
     return atom.rank < most && words.every((word) => text.includes(word)) && (show !== "changed" || changed(atom));
   };
 }

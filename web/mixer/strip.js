@@ -1,7 +1,7 @@
 /** One row of the list. Rows are few and are used again for other atoms while the list scrolls. */
 
 import { make, showPicture } from "./dom.js";
-import { confined, silence } from "./list.js";
+import { signs, silence } from "./list.js";
 import { numberText } from "./state.js";
 
 const FROM = -1;
@@ -106,6 +106,6 @@ export class Strip {
 }
 
 function badgesOf(atom) {
-  const badges = atom ? confined(atom) : [];
+  const badges = atom ? signs(atom) : [];
   return badges.map(([sign, title]) => make("span", "sa-badge", { textContent: sign, title, "aria-label": title, role: "img" }));
 }
