@@ -27,7 +27,8 @@ from sparse_core.demo.shipped import LORAS, lora_name
 from sparse_core.files import write_atomically
 from sparse_core.generate import Sampling, generate
 from sparse_core.hosts.diffusers import DiffusersHost
-from sparse_core.training import Progress, TrainingSettings, questioned, train
+from sparse_core.training import Progress, TrainingSettings, distil, questioned
+from sparse_core.training.distilling import DEFAULTS
 
 from .cells import Cells, source_digest
 from .machine import versions
@@ -76,15 +77,15 @@ def measured(word: str, settings: TrainingSettings) -> tuple[dict[str, Any], Ima
     lora = SparseAdapter(host.import_lora(LORAS / lora_name(word)).dictionary)
     side = host.unet.config.sample_size
     with tqdm(total=settings.steps, desc=word, unit="step") as bar:
-        with host.patched([lora]):
-            conditions = [host.encode_prompt(prompt.format(word)) for prompt in LEARNT_AT]
-            shape = (host.unet.config.in_channels, side, side)
-            asked = questioned(host, conditions, host.encode_prompt(""), shape, pictures=2 * len(LEARNT_AT))
+        conditions = [host.encode_prompt(prompt.format(word)) for prompt in LEARNT_AT]
+        shape = (host.unet.config.in_channels, side, side)
+        nothing = host.encode_prompt("")
+        asked = questioned(host, conditions, nothing, shape, stack=[lora], pictures=2 * len(LEARNT_AT))
 
         def on_step(progress: Progress) -> None:
             bar.update()
 
-        learnt = SparseAdapter(train(host, asked, settings, on_step))
+        learnt = SparseAdapter(distil(host, asked, settings, on_step))
     plain, goal = drawn(host, word, []), drawn(host, word, [lora])
     masks = places_of_things(goal.shape[1:3])
 
@@ -142,7 +143,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(default: benchmarks/results)")
     parser.add_argument("--cache", type=Path, default=HERE / "cache" / "distil", metavar="FOLDER")
     options = parser.parse_args()
-    settings = replace(TrainingSettings(), **options.settings)
+    settings = replace(DEFAULTS, **options.settings)
     cells = Cells(options.cache, {"settings": settings.record(), "sources": source_digest(SOURCES)})
     found = {}
     for word in options.only or creatures():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import latent_preview
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.model_patcher import ModelPatcher
@@ -9,11 +11,10 @@ from comfy_api.latest import io
 
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.hosts.comfyui import ComfyHost, single_entries
-from ..sparse_core.training import Progress, TrainingSettings, questioned, train
+from ..sparse_core.training import Progress, distil, questioned
+from ..sparse_core.training.distilling import DEFAULTS
 from ..sparse_core.training.metadata import file_metadata
 from .types import COMPOSE, dictionary_output
-
-DEFAULTS = TrainingSettings()
 
 
 class DistilIntoDictionary(io.ComfyNode):
@@ -140,7 +141,8 @@ class DistilIntoDictionary(io.ComfyNode):
         pictures: list[int],
         seed: list[int],
     ) -> io.NodeOutput:
-        settings = TrainingSettings(
+        settings = replace(
+            DEFAULTS,
             steps=steps[0],
             learning_rate=learning_rate[0],
             batch=batch[0],
@@ -167,5 +169,5 @@ class DistilIntoDictionary(io.ComfyNode):
             seed=seed[0],
             on_step=throw_exception_if_processing_interrupted,
         )
-        dictionary = train(ComfyHost(model[0]), asked, settings, on_step, file_metadata(name[0]))
+        dictionary = distil(ComfyHost(model[0]), asked, settings, on_step, file_metadata(name[0]))
         return io.NodeOutput(SparseAdapter(dictionary), {"loss": losses})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +10,16 @@ import torch
 from torch import Generator, Tensor
 
 from .hosts.base import Host
+from .layers import Site
+
+
+class Feature(NamedTuple):
+    """What one site of a model read, at some of its tokens."""
+
+    tokens: Tensor
+    """(k,) their numbers; of a batch (rows, k)."""
+    values: Tensor
+    """(k, d_in); of a batch (rows, k, d_in)."""
 
 
 class Answer(NamedTuple):
@@ -21,6 +31,8 @@ class Answer(NamedTuple):
     """0..1."""
     estimate: Tensor
     """(channels, height, width), its estimate of the clean latents."""
+    features: Mapping[Site, Feature]
+    """What some of its sites read meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,8 @@ class Batch(NamedTuple):
     """(rows,) bool."""
     target: Tensor
     """What the model should estimate: the latents, or a teacher's answers."""
+    features: Mapping[Site, Feature]
+    """What the teacher's sites read; nothing if not all rows are answers."""
 
 
 def draw_batch(
@@ -75,7 +89,7 @@ def draw_batch(
     target = torch.stack([e.latents for e in chosen])
     for row, example in enumerate(chosen):
         if example.answer is not None:
-            noise[row], progress[row], target[row] = example.answer
+            noise[row], progress[row], target[row], _ = example.answer
     chosen = chosen[own]
     full = torch.ones(size[-2:])
     return Batch(
@@ -86,7 +100,18 @@ def draw_batch(
         mask=torch.stack([full if e.mask is None else e.mask for e in chosen])[:, None].to(host.device),
         prior=torch.tensor([e.prior for e in chosen], device=host.device),
         target=target[own].to(host.device),
+        features=_stacked([{} if e.answer is None else e.answer.features for e in chosen], host.device),
     )
+
+
+def _stacked(features: Sequence[Mapping[Site, Feature]], device: torch.device) -> dict[Site, Feature]:
+    """One batch of those sites that every row has."""
+    first, *others = features
+    shared = [site for site in first if all(site in other for other in others)]
+    return {
+        site: Feature(*(torch.stack(part).to(device) for part in zip(*(f[site] for f in features), strict=True)))
+        for site in shared
+    }
 
 
 def _draw(examples: Sequence[Example], rows: int, generator: Generator) -> list[Example]:

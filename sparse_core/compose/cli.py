@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,7 +13,8 @@ from ..addresses import parse_selection
 from ..controls import SparseAdapter
 from ..files import load_dictionary, save_dictionary
 from ..interrupting import INTERRUPTED, stop_on_interrupt
-from ..training import Progress, TrainingSettings, TrainingStopped, questioned, train
+from ..training import Progress, TrainingStopped, distil, questioned
+from ..training.distilling import DEFAULTS
 from ..training.metadata import file_metadata
 from .extracting import extract
 
@@ -46,14 +48,13 @@ def add_distil(parser: argparse.ArgumentParser) -> None:
         help="what the LoRA is shown at; @FILE reads one prompt from each line of a file; may be repeated",
     )
     parser.add_argument("--title", help="the file's title (default: the name of the file)")
-    defaults = TrainingSettings()
     for name, kind, default, purpose in (
-        ("steps", int, defaults.steps, "optimiser steps"),
-        ("atoms", int, defaults.atoms, "atoms at each projection"),
-        ("threshold", float, defaults.threshold, "how rarely an atom fires, in standard deviations of its coefficient"),
-        ("sparsity", float, defaults.sparsity, "how strongly unneeded atoms are emptied"),
+        ("steps", int, DEFAULTS.steps, "optimiser steps"),
+        ("atoms", int, DEFAULTS.atoms, "atoms at each projection"),
+        ("threshold", float, DEFAULTS.threshold, "how rarely an atom fires, in standard deviations of its coefficient"),
+        ("sparsity", float, DEFAULTS.sparsity, "how strongly unneeded atoms are emptied"),
         ("pictures", int, 24, "pictures that the LoRA draws to learn from"),
-        ("seed", int, defaults.seed, "of the start and of all noise"),
+        ("seed", int, DEFAULTS.seed, "of the start and of all noise"),
     ):
         metavar = "N" if kind is int else "X"
         parser.add_argument(
@@ -67,7 +68,8 @@ def run_distil(options: argparse.Namespace) -> int:
     from ..hosts.diffusers import DiffusersHost
     from ..pipelines import load_pipeline
 
-    settings = TrainingSettings(
+    settings = replace(
+        DEFAULTS,
         steps=options.steps,
         atoms=options.atoms,
         threshold=options.threshold,
@@ -78,12 +80,13 @@ def run_distil(options: argparse.Namespace) -> int:
     host = DiffusersHost(load_pipeline(options.model, options.config))
     lora = host.import_lora(options.lora)
     side = host.unet.config.sample_size
-    with tqdm(desc="asking the LoRA") as bar, host.patched([SparseAdapter(lora.dictionary)]):
+    with tqdm(desc="asking the LoRA") as bar:
         asked = questioned(
             host,
             [host.encode_prompt(prompt) for prompt in prompts],
             host.encode_prompt(""),
             (host.unet.config.in_channels, side, side),
+            stack=[SparseAdapter(lora.dictionary)],
             pictures=options.pictures,
             seed=options.seed,
             on_step=bar.update,
@@ -96,7 +99,7 @@ def run_distil(options: argparse.Namespace) -> int:
             if stopped:
                 raise TrainingStopped
 
-        dictionary = train(host, asked, settings, on_step, file_metadata(options.title or options.out.stem))
+        dictionary = distil(host, asked, settings, on_step, file_metadata(options.title or options.out.stem))
     saved = save_dictionary(dictionary, options.out)
     print(f"{saved}: {len(dictionary)} atoms, {saved.stat().st_size / 1000:.0f} kB")
     if stopped:

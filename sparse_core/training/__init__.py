@@ -1,7 +1,7 @@
 """Training: one loop for every host and every method."""
 
 from ..examples import Example
-from .distilling import questioned
+from .distilling import distil, questioned
 from .loop import Progress, TrainingStopped, train
 from .presets import PRESETS
 from .preview import Preview
@@ -15,6 +15,7 @@ __all__ = [
     "Progress",
     "TrainingSettings",
     "TrainingStopped",
+    "distil",
     "prior_examples",
     "questioned",
     "train",

@@ -82,7 +82,8 @@ class DictionaryLearner:
             site: torch.zeros(len(a), dtype=torch.bool, device=host.device) for site, a in self.dictionary.sites.items()
         }
         self.reseeded = 0
-        self._seen: dict[Site, _Seen] = {}
+        self.seen: dict[Site, Seen] = {}
+        """What the sites did in the last batch."""
         self._listening = False
         self._to_keep = self._to_learn = torch.zeros(0, dtype=torch.long)
         """Rows of the batch with prior pictures and with others."""
@@ -113,14 +114,14 @@ class DictionaryLearner:
     def at_work(self, prior: Tensor) -> AbstractContextManager[None]:
         """See `Learner`."""
         self._to_keep, self._to_learn = prior.nonzero()[:, 0], (~prior).nonzero()[:, 0]
-        self._seen, self._listening = {}, True
+        self.seen, self._listening = {}, True
         return self.host.patched([self.adapter], self)
 
     def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor, moment: Moment) -> None:
         """See `Observer`: keeps what the penalty and the search for silent atoms need."""
         if self._listening:  # a checkpointed block runs once more in the backward pass
             rms = torch.linalg.vector_norm(y.detach(), dtype=torch.float32) / y.numel() ** 0.5
-            self._seen[site] = _Seen(x.detach(), z, rms)
+            self.seen[site] = Seen(x, z, rms)
 
     def penalty(self) -> Tensor | float:
         """See `Learner`: each site counts relative to the rms of the feature it updates, so that a weight means the same
@@ -129,13 +130,13 @@ class DictionaryLearner:
         counts = torch.tensor([float(len(rows)) for rows in (self._to_learn, self._to_keep)])
         learnt, kept = self.processes.mean(counts).tolist()
         alike: dict[tuple, list[Site]] = {}
-        for site, seen in self._seen.items():
+        for site, seen in self.seen.items():
             alike.setdefault((seen.z.shape, self.dictionary.sites[site].directions.shape), []).append(site)
         total: Tensor | float = 0.0
         for sites in alike.values():
-            z = torch.stack([self._seen[site].z for site in sites])  # (sites, rows, tokens, m)
+            z = torch.stack([self.seen[site].z for site in sites])  # (sites, rows, tokens, m)
             directions = torch.stack([self.dictionary.sites[site].directions for site in sites])  # (sites, m, d_out)
-            rms = torch.stack([self._seen[site].rms for site in sites])
+            rms = torch.stack([self.seen[site].rms for site in sites])
             squares = _share_of_mean(z.square(), self._to_learn, learnt)
             fired = (z.detach() != 0).flatten(1, 2).any(dim=1)
             facts = self.processes.mean(torch.cat([squares.detach(), fired, rms.square()[:, None]], dim=1))
@@ -153,7 +154,7 @@ class DictionaryLearner:
             if self.settings.reseed_every:
                 for site, has_fired in zip(sites, fired > 0, strict=True):
                     self.fired[site] |= has_fired
-        self._seen = {site: seen._replace(z=seen.z.detach()) for site, seen in self._seen.items()}
+        self.seen = {site: Seen(seen.x.detach(), seen.z.detach(), seen.rms) for site, seen in self.seen.items()}
         return total
 
     @torch.no_grad()
@@ -163,9 +164,9 @@ class DictionaryLearner:
         for site, fired in self.fired.items():
             silent = (~fired).nonzero()[:, 0].tolist()
             fired.zero_()
-            if not silent or site not in self._seen:
+            if not silent or site not in self.seen:
                 continue
-            tokens = _worst_tokens(self.processes.whole(self._seen[site].x), error, len(silent))
+            tokens = _worst_tokens(self.processes.whole(self.seen[site].x), error, len(silent))
             encoder = self.dictionary.sites[site].encoder
             encoder[silent[: len(tokens)]] = F.normalize(tokens.float(), dim=1).to(encoder)
             anew += [(f"{site}.{name}", row) for row in silent[: len(tokens)] for name in self.LEARNT]
@@ -177,7 +178,7 @@ class DictionaryLearner:
         return self.dictionary.map(lambda atoms: atoms.map(lambda t: t.detach().clone()).unit_norm())
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """What one site did in the last batch."""
 
     x: Tensor

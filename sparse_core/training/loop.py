@@ -218,6 +218,7 @@ def train(
     autosave: Path | None = None,
     autosave_every: int = 50,
     processes: Processes = ALONE,
+    trainer_of: type[Trainer] = Trainer,
 ) -> SparseDictionary:
     """Fits a dictionary to examples.
 
@@ -229,6 +230,7 @@ def train(
         where it exists, removed when the training has finished.
     :param processes: those that call this at the same time with the same arguments; each step takes a batch of every one.
         All give the same dictionary, and the first alone writes ``autosave``.
+    :param trainer_of: with which errors to learn from the examples.
     :returns: the dictionary, directions of unit norm, importance measured on the examples, and on prior examples what it
         is elsewhere.
     :raises ValueError: there are no examples, there is patience with nothing held out, the loss stops being a number, or
@@ -242,7 +244,7 @@ def train(
         )
     with host.trainable(settings.checkpointing):
         learner = DictionaryLearner(host, settings, processes)
-        trainer = Trainer(host, learner, examples, settings, held_out, processes)
+        trainer = trainer_of(host, learner, examples, settings, held_out, processes)
         if autosave is not None and autosave.exists():
             trainer.restore(TrainingState.load(autosave))
         writes = autosave is not None and processes.leads

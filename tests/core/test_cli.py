@@ -23,7 +23,7 @@ from sparse_core import cli
 from sparse_core.compose import cli as compose_cli
 from sparse_core.demo.text import load_tokenizer, write_tokenizer
 from sparse_core.files import load_dictionary, save_dictionary
-from sparse_core.training import TrainingSettings, train
+from sparse_core.training import TrainingSettings, distil, train
 
 SIDE = 64
 
@@ -508,15 +508,15 @@ def test_distil_makes_a_dictionary_of_a_lora(model, tmp_path, distilling):
 
 
 def test_an_interrupted_distil_saves_what_was_learnt(model, tmp_path, distilling, monkeypatch, capsys):
-    def train_with_an_interrupt(host, examples, settings, on_step, metadata):
+    def distil_with_an_interrupt(host, asked, settings, on_step, metadata):
         def step(progress):
             if progress.step == 2:
                 signal.raise_signal(signal.SIGINT)
             on_step(progress)
 
-        return train(host, examples, settings, step, metadata)
+        return distil(host, asked, settings, step, metadata)
 
-    monkeypatch.setattr(compose_cli, "train", train_with_an_interrupt)
+    monkeypatch.setattr(compose_cli, "distil", distil_with_an_interrupt)
     out = tmp_path / "interrupted.safetensors"
     assert run(*distilling, "--out", out, "--model", model) == 130
     assert load_dictionary(out).metadata["training"]["steps_done"] == 2

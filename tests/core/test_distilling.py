@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 import torch
 from factories import CHANNELS, random_condition, random_dictionary, tiny_host
-from torch import Generator
+from torch import Generator, Tensor
 
 from sparse_core.controls import SparseAdapter
-from sparse_core.examples import draw_batch
+from sparse_core.examples import Batch, draw_batch
 from sparse_core.hosts.diffusers import DiffusersHost
-from sparse_core.training import Example, TrainingSettings, questioned, train
+from sparse_core.layers import Site
+from sparse_core.training import Example, TrainingSettings, distil, questioned, train
+from sparse_core.training.distilling import MatchingTrainer, feature_error
+from sparse_core.training.learners import DictionaryLearner, initial_dictionary
+from sparse_core.training.loop import Trainer
 
 SHAPE = (CHANNELS, 8, 8)
 SETTINGS = TrainingSettings(steps=60, batch=4, atoms=8, threshold=0.5, learning_rate=0.01)
@@ -30,9 +37,27 @@ def teacher(host: DiffusersHost) -> SparseAdapter:
 
 @pytest.fixture(scope="module")
 def asked(host: DiffusersHost, teacher: SparseAdapter) -> list[Example]:
-    with host.patched([teacher]):
-        prompts = [random_condition(1, seed=seed) for seed in (1, 2)]
-        return questioned(host, prompts, random_condition(1, seed=3), SHAPE, pictures=4, questions=3)
+    prompts = [random_condition(1, seed=seed) for seed in (1, 2)]
+    return questioned(host, prompts, random_condition(1, seed=3), SHAPE, stack=[teacher], pictures=4, questions=3)
+
+
+class Reader:
+    """Keeps what an adapter's sites read."""
+
+    def __init__(self) -> None:
+        self.x: dict[Site, Tensor] = {}
+
+    def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, *_: object) -> None:
+        self.x[site] = x
+
+
+@torch.no_grad()
+def features_apart(host: DiffusersHost, batch: Batch, adapter: SparseAdapter) -> float:
+    """Mean `feature_error` of a batch."""
+    reader = Reader()
+    with host.patched([adapter], reader):
+        host.denoise(host.add_noise(batch.latents, batch.noise, batch.progress), batch.progress, batch.condition)
+    return float(torch.stack([feature_error(reader.x[site], goal) for site, goal in batch.features.items()]).mean())
 
 
 def test_every_picture_is_asked_at_all_noise_levels(asked: list[Example]) -> None:
@@ -51,6 +76,34 @@ def test_an_answer_is_what_the_teacher_says_and_stands_in_the_pictures_place(
     torch.testing.assert_close(batch.target, said, rtol=1e-4, atol=1e-5)
 
 
+def test_features_are_those_of_the_teacher_and_not_of_the_plain_model(
+    host: DiffusersHost, teacher: SparseAdapter, asked: list[Example]
+) -> None:
+    batch = draw_batch(host, asked, 5, Generator().manual_seed(0))
+    assert {site.projection for site in batch.features} == {"q", "o"}
+    assert {site.layer for site in batch.features} == set(range(len(host.layers)))
+    assert features_apart(host, batch, teacher) < 1e-4  # they are kept in half precision
+    silent = SparseAdapter(initial_dictionary(host.layers, SETTINGS))
+    assert features_apart(host, batch, silent) > 0.01
+
+
+def test_pictures_among_answers_have_no_features(host: DiffusersHost, asked: list[Example]) -> None:
+    picture = replace(asked[0], answer=None)
+    assert draw_batch(host, [picture], 2, Generator().manual_seed(0)).features == {}
+
+
+def test_features_guide_the_first_part_of_a_training(host: DiffusersHost, asked: list[Example]) -> None:
+    batch = draw_batch(host, asked, 8, Generator().manual_seed(3))
+    guided, unguided = (SparseAdapter(learn(host, asked, SETTINGS)) for learn in (distil, train))
+    assert features_apart(host, batch, guided) < 0.9 * features_apart(host, batch, unguided)
+    trainer = MatchingTrainer(host, DictionaryLearner(host, SETTINGS), asked, SETTINGS)
+    with trainer.learner.at_work(batch.prior):
+        first = trainer.errors(batch)[0]
+        trainer.step = SETTINGS.steps
+        last = trainer.errors(batch)[0]
+    assert (first > last).all() and torch.equal(last, Trainer.errors(trainer, batch)[0])
+
+
 def test_pictures_without_answers_are_their_own_target(host: DiffusersHost) -> None:
     example = Example(torch.randn(SHAPE), random_condition(1))
     batch = draw_batch(host, [example], 2, Generator().manual_seed(0))
@@ -60,7 +113,7 @@ def test_pictures_without_answers_are_their_own_target(host: DiffusersHost) -> N
 def test_the_pupil_comes_closer_to_the_teacher_than_the_plain_model(
     host: DiffusersHost, teacher: SparseAdapter, asked: list[Example]
 ) -> None:
-    learnt = SparseAdapter(train(host, asked, SETTINGS))
+    learnt = SparseAdapter(distil(host, asked, SETTINGS))
     noise = torch.randn(6, *SHAPE, generator=Generator().manual_seed(0))
     x, at, condition = noise, torch.linspace(0.1, 0.9, 6), random_condition(6, seed=1)
     said = []

@@ -131,7 +131,8 @@ def test_the_summary_compares_with_every_other_subject(tmp_path) -> None:
     assert found["heatmap_iou"][OURS] == pytest.approx(0.5)
     assert found["one_answer"][OURS] == pytest.approx(0.5)
     known = {
-        "versions": {}, "seeds": [0], "tier": "quick", "gallery_seconds": 9.0, "labelled_gallery_seconds": 12.0, "gallery_threads": 2, "report_bytes": 1,
+        "versions": {}, "seeds": [0], "tier": "quick", "gallery_seconds": 9.0,
+        "labelled_gallery_seconds": 12.0, "gallery_threads": 2, "report_bytes": 1,
         "mixer_ms_2000": None, "looked_at": {"concepts": ["robot"], "trainings": 2, "pictures": 3, "atoms": 24},
     }  # fmt: skip
     report.write({**found, **known}, tmp_path)
