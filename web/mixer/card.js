@@ -21,7 +21,7 @@ export class Card {
       `${atom.address}: layer ${layer}, ${SITES[site] ?? site}`,
       `${(100 * atom.share).toFixed(2)} % of the importance, number ${atom.rank + 1} of ${total}`,
       atom.effect === null ? "" : `without it a picture moves by ${atom.effect.toFixed(1)} of 255 grey levels`,
-      atom.note,
+      atom.note && `✎ ${atom.note}`,
       confined(atom).map(([sign, words]) => `${sign} ${words}`).join(", "),
       silence(atom.address, atom.rank, state, cut),
     ];

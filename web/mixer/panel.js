@@ -201,7 +201,7 @@ export class Panel {
       fold: (head) => this.fold(head),
     });
     this.density = new Density((percent) => this.change(mixes.setPercent(this.mix, Math.min(100, Math.max(0, percent)))));
-    this.search = make("input", "sa-search", { type: "search", placeholder: "Find a label, note or address", "aria-label": "Search atoms" });
+    this.search = make("input", "sa-search", { type: "search", placeholder: "Label, note or address", "aria-label": "Search atoms" });
     this.search.addEventListener("input", () => this.find());
     this.sort = button("", "Another order", () => this.turn("sort", SORTS));
     this.group = button("", "Together by layer or by label", () => this.turn("group", GROUPS));
