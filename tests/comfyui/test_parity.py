@@ -26,9 +26,14 @@ from sparse_core.controls import (
 )
 from sparse_core.demo.model import load_pipeline
 from sparse_core.dictionary import SparseDictionary
+from sparse_core.examples import Feature
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.hosts.comfyui import ComfyHost, apply_adapter
 from sparse_core.hosts.diffusers import Condition, DiffusersHost
+from sparse_core.layers import Site
+from sparse_core.training import TrainingSettings, questioned
+from sparse_core.training.distilling import feature_error
+from sparse_core.training.learners import initial_dictionary
 
 WIDTH = 128
 """Features of the demo model's text."""
@@ -134,6 +139,30 @@ def test_training_hosts_agree_on_noise_and_estimate(
         with torch.no_grad(), host.patched([SparseAdapter(dictionary)]):
             estimates.append(host.denoise(host.add_noise(clean, noise, progress), progress, condition))
     assert_close(*estimates, 0.05)  # one rounds to whole timesteps, the other does not
+
+
+def test_what_a_patched_model_is_asked_is_what_the_other_host_sees(
+    pipeline: StableDiffusionPipeline, dictionary: SparseDictionary
+) -> None:
+    """The teacher has its patches on it already, as a MODEL that comes into the Distil node has."""
+    adapter = SparseAdapter(dictionary)
+    prompt = text(1, width=WIDTH)
+    teacher = ComfyHost(apply_adapter(demo_model(), adapter)).load()
+    (asked, *_) = questioned(teacher, [prompt], prompt, tuple(NOISY.shape[1:]), pictures=1, questions=2)
+    assert {site.layer for site in asked.answer.features} == set(range(len(dictionary.layers)))
+    host = DiffusersHost(pipeline)
+    silent = SparseAdapter(initial_dictionary(host.layers, TrainingSettings(atoms=1)))
+    apart = {}
+    for name, stack in {"patched": [adapter, silent], "plain": [silent]}.items():
+        read: dict[Site, Tensor] = {}
+        with torch.no_grad(), host.patched(stack, lambda site, atoms, x, *_, read=read: read.update({site: x})):
+            progress = torch.tensor([asked.answer.progress])
+            noisy = host.add_noise(asked.latents[None], asked.answer.noise[None], progress)
+            host.denoise(noisy, progress, Condition(prompt[0][0]))
+        goals = asked.answer.features.items()
+        errors = [feature_error(read[site], Feature(f.tokens[None], f.values[None])) for site, f in goals]
+        apart[name] = float(torch.stack(errors).mean())
+    assert apart["patched"] < 0.05 * apart["plain"]
 
 
 def test_a_picture_made_by_one_file_in_both_hosts_is_the_same(
