@@ -25,6 +25,8 @@ TRIED: Sequence[dict[str, Any]] = (
     {"learning_rate": 4e-3},
     {"steps": 200},
     {"threshold": 1.5},
+    {"threshold": 1.5, "sparsity": 1e-4},
+    {"threshold": 1.0},
     {"attentions": ("attn1",)},
 )
 """Changes of the preset, for the dictionary."""
