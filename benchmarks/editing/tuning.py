@@ -44,9 +44,9 @@ def search(bench: Bench, edits: Sequence[Edit], strengths: Sequence[float], seed
     trials: list[tuple[Editor, dict[str, Any]]] = [(editor, {}) for editor in others]
     trials += [(ours, changes) for changes in TRIED] + [(lora, changes) for changes in LORA_TRIED]
     lines = [json.loads(one) for one in log.read_text().splitlines()] if log.is_file() else []
-    known = [(one["method"], one["changes"], one["edits"]) for one in lines]
+    known = [(one["method"], json.dumps(one["changes"]), one["edits"]) for one in lines]
     for editor, changes in trials:
-        if (editor.name, changes, len(edits)) in known:
+        if (editor.name, json.dumps(changes), len(edits)) in known:
             continue
         variant = replace(editor, method=changed(editor.method, changes)) if editor.method else editor
         bench.fill(edits, [variant], seed)
