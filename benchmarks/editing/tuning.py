@@ -20,13 +20,13 @@ LORA_RATE = 2e-3
 
 TRIED: Sequence[dict[str, Any]] = (
     {},
-    {"learning_rate": 1.6e-2},
-    {"sparsity": 1e-4},
-    {"learning_rate": 4e-3},
-    {"steps": 200},
     {"threshold": 1.5},
-    {"threshold": 1.5, "sparsity": 1e-4},
-    {"threshold": 1.0},
+    {"sparsity": 1e-5},
+    {"sparsity": 1e-5, "learning_rate": 1.6e-2},
+    {"sparsity": 1e-5, "learning_rate": 4e-3},
+    {"sparsity": 1e-5, "steps": 200},
+    {"sparsity": 1e-5, "threshold": 1.5},
+    {"sparsity": 1e-5, "threshold": 1.0},
     {"attentions": ("attn1",)},
 )
 """Changes of the preset, for the dictionary."""

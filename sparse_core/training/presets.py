@@ -12,6 +12,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "character": _BOLD,
     "object": _BOLD,
     "style": {**_BOLD, "steps": 300},
-    "single picture": {"steps": 100, "learning_rate": 8e-3, "sparsity": 1e-5},
+    "single picture": {"steps": 100, "learning_rate": 8e-3},
 }
 """Fields of `TrainingSettings`; no field is about memory, time or chance, so those stay free to choose."""

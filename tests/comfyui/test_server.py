@@ -182,7 +182,7 @@ def test_a_preset_brings_its_own_values_and_custom_takes_those_of_the_node(serve
         records[preset] = load_dictionary(file).metadata["training"]
     names = ("steps", "batch", "sparsity", "accumulate", "ema", "warm_up", "seed")
     assert [records["custom"][name] for name in names] == [3, 2, 2e-4, 2, 0.5, 0.5, 14]
-    assert [records["single picture"][name] for name in names] == [100, 4, 1e-5, 1, 0.0, 0.05, 14]
+    assert [records["single picture"][name] for name in names] == [100, 4, 1e-4, 1, 0.0, 0.05, 14]
 
 
 def test_held_out_pictures_need_captions_and_patience_needs_them(server: Server) -> None:

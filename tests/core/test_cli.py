@@ -184,7 +184,7 @@ class TestTrain:
         preset = ("--preset", "single picture")
         assert run("train", images, "--out", out, "--model", model, *preset, "--word", "zib", "--steps", 2) == 0
         record = load_dictionary(out).metadata["training"]
-        assert (record["steps"], record["batch"], record["sparsity"], record["atoms"]) == (2, 4, 1e-5, 16)
+        assert (record["steps"], record["batch"], record["sparsity"], record["atoms"]) == (2, 4, 1e-4, 16)
 
     def test_every_setting_has_an_option(self, monkeypatch):
         assert cli.SETTINGS.keys() == {field.name for field in fields(TrainingSettings)}
