@@ -10,6 +10,7 @@ const GONE = "Not in this dictionary";
 
 /** The atoms of a server's answer as objects. */
 export function atomsOf(data) {
+  const noted = (address) => data.notes?.[address] ?? "";
   return data.atoms.map(([address, share, label, weight, masks, schedules, prompt], rank) => ({
     address,
     share,
@@ -22,7 +23,8 @@ export function atomsOf(data) {
     layer: Number(/^L(\d+)/.exec(address)?.[1] ?? -1),
     effect: data.effects?.[address] ?? null,
     thumbnail: data.thumbnails?.[address] ?? "",
-    note: data.notes?.[address] ?? "",
+    note: noted(address),
+    searched: `${address} ${label} ${noted(address)}`.toLowerCase(),
   }));
 }
 
@@ -117,8 +119,7 @@ function matching({ query, show }, state) {
   const most = show.startsWith("top ") ? Number(show.slice(4)) : Infinity;
   const changed = ({ address }) => state.weights.has(address) || state.muted.has(address) || state.solo.has(address);
   return (atom) => {
-    const text = `${atom.address} ${atom.label} ${atom.note}`.toLowerCase();
-    return atom.rank < most && words.every((word) => text.includes(word)) && (show !== "changed" || changed(atom));
+    return atom.rank < most && words.every((word) => atom.searched.includes(word)) && (show !== "changed" || changed(atom));
   };
 }
 
