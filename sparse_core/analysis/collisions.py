@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..compose import combine
 from ..compose.baking import title_of
+from ..compose.provenance import content_hash
 from ..controls import SparseAdapter
 from ..dictionary import SparseDictionary
 from ..hosts.base import Host
@@ -60,6 +61,8 @@ class Collisions:
     """Those at which both have atoms."""
     pairs: Sequence[Pair]
     """All that fire together, those that move most first."""
+    itself: bool = False
+    """Whether the two are one: then its pairs stand here twice, and each atom meets its own copy."""
 
     def report(self) -> str:
         """In words and numbers, as Markdown."""
@@ -79,13 +82,14 @@ class Collisions:
         lines += [
             f"| {site} | {s.first:.1%} | {s.second:.1%} | {s.both:.1%} | {s.agreement:+.2f} |" for site, s in busiest
         ]
+        pairs = [pair for pair in self.pairs if not self.itself or pair.first < pair.second]
         lines += ["", f"| {one} | {other} | overlap | direction |", "|---|---|---|---|"]
         lines += [
             f"| {self._named(0, p.first)} | {self._named(1, p.second)} | {p.overlap:.0%} | {p.direction:+.2f} |"
-            for p in self.pairs[:LISTED]
+            for p in pairs[:LISTED]
         ]
-        if len(self.pairs) > LISTED:
-            lines.append(f"and {len(self.pairs) - LISTED} more pairs that fire together")
+        if len(pairs) > LISTED:
+            lines.append(f"and {len(pairs) - LISTED} more pairs that fire together")
         return "\n".join(lines)
 
     def _named(self, which: int, address: str) -> str:
@@ -116,7 +120,8 @@ def collisions(
     """
     if not conditions:
         raise ValueError("There are no prompts to draw; expected at least one that names what the dictionaries learnt.")
-    both = combine([first, second], merge_above=1)
+    itself = content_hash(first.dictionary) == content_hash(second.dictionary)
+    both = combine([first, second], (0.5, 0.5) if itself else (), merge_above=1)
     adapter = SparseAdapter(both)
     with host.patched([adapter]):
         examples = prior_examples(host, conditions, negative, shape, count=pictures, seed=seed, on_step=on_step)
@@ -127,6 +132,7 @@ def collisions(
         labels=(first.dictionary.labels, second.dictionary.labels),
         sites={site: seen.shares() for site, seen in watch.sites.items()},
         pairs=sorted((p for s, seen in watch.sites.items() for p in seen.pairs(s)), key=lambda pair: -pair.weight),
+        itself=itself,
     )
 
 

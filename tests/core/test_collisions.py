@@ -44,6 +44,15 @@ def test_a_dictionary_meets_itself_everywhere_and_pulls_the_same_way(host: Diffu
     assert same and all(pair.overlap == 1 and pair.direction == pytest.approx(1, abs=1e-3) for pair in same)
 
 
+def test_within_one_dictionary_the_report_names_each_pair_of_atoms_once_and_none_with_itself(
+    host: DiffusersHost,
+) -> None:
+    one = adapter(host, 1, "one")
+    rows = [line.split(" | ") for line in found(host, one, one).report().splitlines() if line.startswith("| L")]
+    named = [(row[0].removeprefix("| "), row[1]) for row in rows if "[" in row[0]]
+    assert named and all(first < second for first, second in named)
+
+
 def test_one_turned_round_fights(host: DiffusersHost) -> None:
     one = adapter(host, 1, "one")
     result = found(host, one, one.at_strength(-1.0))
