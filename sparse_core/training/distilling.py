@@ -135,5 +135,13 @@ def distil(
     :param host: the plain model.
     :param asked: by `questioned`, of a model with the same layers.
     :param on_step, metadata: as in `train`, which says what is returned and raised.
+    :raises ValueError: the model that was asked has other layers.
     """
+    widths = {Site(n, p): layer.shape(p)[0] for n, layer in enumerate(host.layers) for p in WATCHED}
+    for example in asked:
+        if any(widths.get(site) != f.values.shape[-1] for site, f in example.answer.features.items()):
+            raise ValueError(
+                "The model that was asked has other attention layers than the one that is to learn. Connect one checkpoint to "
+                "both, once plain and once with what is to be distilled."
+            )
     return train(host, asked, settings, on_step, metadata, trainer_of=MatchingTrainer)

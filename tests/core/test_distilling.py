@@ -124,6 +124,14 @@ def test_the_pupil_comes_closer_to_the_teacher_than_the_plain_model(
     assert (pupil - goal).square().mean() < 0.6 * (plain - goal).square().mean()
 
 
+def test_answers_of_another_model_are_refused(host: DiffusersHost, asked: list[Example]) -> None:
+    site, feature = next(iter(asked[0].answer.features.items()))
+    wider = feature._replace(values=feature.values.repeat(1, 2))
+    other = replace(asked[0], answer=asked[0].answer._replace(features={site: wider}))
+    with pytest.raises(ValueError, match="other attention layers"):
+        distil(host, [other], SETTINGS)
+
+
 @pytest.mark.parametrize(("prompts", "pictures", "said"), [(0, 1, "no prompts"), (1, 0, "There are 0 pictures")])
 def test_nothing_to_ask_is_refused(host: DiffusersHost, prompts: int, pictures: int, said: str) -> None:
     condition = random_condition(1)
