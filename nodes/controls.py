@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.sd
 import torch
 from comfy_api.latest import io
 
@@ -13,6 +14,7 @@ from ..sparse_core.controls import (
     Conditioning,
     Curve,
     Keep,
+    Listen,
     Mask,
     Schedule,
     Solo,
@@ -20,6 +22,7 @@ from ..sparse_core.controls import (
     Weight,
     controls_of_lines,
 )
+from ..sparse_core.hosts.comfyui import listen
 from ..sparse_core.replaying import Replay
 from .types import CONTROLS, RecordingType, atoms_input, dictionary_input, dictionary_output
 
@@ -285,8 +288,8 @@ class AtomPrompt(ControlNode):
                 io.Combo.Input(
                     "prompt",
                     options=["positive", "negative"],
-                    tooltip="positive: the picture shows what the atoms draw, more strongly than with both. negative: it "
-                    "avoids it.",
+                    tooltip="positive: the picture shows what the atoms draw, follows the prompt better than with both, and moves "
+                    "less where the prompt does not name it. negative: it avoids what they draw.",
                 ),
                 atoms_input("*", "Which atoms; the others act on both prompts."),
             ],
@@ -296,6 +299,44 @@ class AtomPrompt(ControlNode):
     @classmethod
     def execute(cls, dictionary: SparseAdapter, prompt: str, atoms: str) -> io.NodeOutput:
         return io.NodeOutput(dictionary.with_controls(Conditioning(prompt, parse_selection(atoms))))
+
+
+class AtomTrigger(ControlNode):
+    """Only where a prompt names it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SparseAtoms_Trigger",
+            display_name="Atom Trigger",
+            category=CONTROLS,
+            description="Lets atoms act only on prompts that name what was learnt. All other pictures are the plain model's, to "
+            "the bit; where regions have prompts of their own, atoms act in those that name it.",
+            search_aliases=["sparse atoms", "trigger word", "activation", "bleeding"],
+            inputs=[
+                dictionary_input(),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder that reads the prompts. Encode all of them, the negative one too, with the CLIP that "
+                    "comes out: it notes which of them name the words, and so where the picture changes.",
+                ),
+                io.String.Input(
+                    "words",
+                    default="",
+                    tooltip="What a prompt must name for the picture to change; several words or names apart by commas, of which "
+                    "any will do. Empty: what the dictionary's file calls it.",
+                ),
+                atoms_input("*", "Which atoms wait for the words; the others act on all prompts."),
+            ],
+            outputs=[dictionary_output(), io.Clip.Output(display_name="clip")],
+        )
+
+    @classmethod
+    def execute(cls, dictionary: SparseAdapter, clip: comfy.sd.CLIP, words: str, atoms: str) -> io.NodeOutput:
+        known = words if words.strip() else dictionary.dictionary.metadata.get("modelspec.trigger_phrase", "")
+        sought = tuple(word.strip() for word in known.split(",") if word.strip())
+        listening = Listen(sought, parse_selection(atoms))
+        return io.NodeOutput(dictionary.with_controls(listening), listen(clip, sought))
 
 
 class ReplayCoefficients(ControlNode):
@@ -346,5 +387,6 @@ CONTROL_NODES = [
     SoloAtoms,
     MuteAtoms,
     AtomPrompt,
+    AtomTrigger,
     ReplayCoefficients,
 ]

@@ -9,6 +9,7 @@ How they compose, for one atom, whatever the order unless said otherwise:
 - schedules: multiply;
 - conditioning: an atom acts only on the prompts that every choice allows;
 - pictures: an atom acts only in the pictures of a batch that every choice allows;
+- triggers: an atom acts only on the prompts that name what each trigger listens for;
 - keep: an atom acts only where every choice keeps it;
 - replays: recorded coefficients take the place of those computed, one replay after the other, before everything else.
 
@@ -60,6 +61,8 @@ class SiteState:
     """(m,) bool: whether it acts on the negative prompt."""
     pictures: Tensor
     """(choices, m) bool: which choices of pictures hold for an atom."""
+    triggers: Tensor
+    """(triggers, m) bool: which triggers an atom listens to."""
     replays: Tensor
     """(replays, m) bool: which players an atom follows."""
 
@@ -73,7 +76,7 @@ class SiteState:
         """The state without any control."""
         empty = torch.zeros(0, m, dtype=torch.bool)
         every = torch.ones(m, dtype=torch.bool)
-        return cls(torch.ones(m), every, empty, empty, every, every, empty, empty)
+        return cls(torch.ones(m), every, empty, empty, every, every, empty, empty, empty)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class State:
     curves: tuple[Curve, ...] = ()
     pictures: tuple[tuple[bool, ...], ...] = ()
     """Choices of pictures of a batch, each going to them in turn."""
+    triggers: tuple[tuple[str, ...], ...] = ()
+    """Words, any of which is enough."""
     replays: tuple[Player, ...] = ()
 
     @classmethod
@@ -308,6 +313,26 @@ class Pictures:
 
         state = state.update(Selected.by(self.selection, dictionary), change)
         return replace(state, pictures=(*state.pictures, self.chosen))
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Lets the selected atoms act only on prompts that name one of the words: the positive or the negative one, and where
+    regions have prompts of their own, in those regions."""
+
+    words: tuple[str, ...]
+    selection: Selection = ALL
+
+    def __post_init__(self) -> None:
+        if not self.words or not all(word.strip() for word in self.words):
+            raise ValueError("There is no word to wait for; expected at least one, such as the one in the captions.")
+
+    def apply(self, state: State, dictionary: SparseDictionary) -> State:
+        def change(site: SiteState, selected: Tensor) -> SiteState:
+            return replace(site, triggers=torch.cat([site.triggers, selected[None]]))
+
+        state = state.update(Selected.by(self.selection, dictionary), change)
+        return replace(state, triggers=(*state.triggers, self.words))
 
 
 @dataclass(frozen=True)

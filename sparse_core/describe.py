@@ -19,7 +19,7 @@ class AtomRow(NamedTuple):
     """Numbers of the masks of the chain that confine it, from 1."""
     schedules: tuple[int, ...]
     prompt: str
-    """``both``, ``positive``, ``negative`` or ``none``."""
+    """``both``, ``positive``, ``negative`` or ``none``; and ``, named`` where it waits for a word."""
 
 
 def atom_rows(adapter: SparseAdapter) -> list[AtomRow]:
@@ -31,6 +31,7 @@ def atom_rows(adapter: SparseAdapter) -> list[AtomRow]:
         state = adapter.state.sites[site]
         for j in range(len(atoms)):
             address = f"{site}[{j}]"
+            waits = ", named" if state.triggers[:, j].any() else ""
             prompts = {(True, True): "both", (True, False): "positive", (False, True): "negative"}
             rows.append(
                 AtomRow(
@@ -40,7 +41,7 @@ def atom_rows(adapter: SparseAdapter) -> list[AtomRow]:
                     float(state.weight[j] * state.kept[j]),
                     tuple(i + 1 for i in state.masks[:, j].nonzero()[:, 0].tolist()),
                     tuple(i + 1 for i in state.schedules[:, j].nonzero()[:, 0].tolist()),
-                    prompts.get((bool(state.positive[j]), bool(state.negative[j])), "none"),
+                    prompts.get((bool(state.positive[j]), bool(state.negative[j])), "none") + waits,
                 )
             )
     return sorted(rows, key=lambda row: -row.importance)
@@ -60,6 +61,7 @@ def describe(adapter: SparseAdapter, top: int = 20) -> str:
     ]
     if dictionary.rest:
         lines.append(f"outside the attentions: {len(dictionary.rest)} modules of a LoRA, under controls of all atoms")
+    lines += [f"trigger: waits for a prompt that names {' or '.join(words)}" for words in state.triggers]
     lines += [f"mask {i + 1}: covers {float(mask.mean()):.0%} of the picture" for i, mask in enumerate(state.masks)]
     lines += ["", "| atom | label | importance | weight | mask | schedule | prompt |", "|---|---|---|---|---|---|---|"]
     for row in rows[:top]:

@@ -67,10 +67,24 @@ class Gate(NamedTuple):
     negative: bool = True
     pictures: tuple[tuple[bool, ...], ...] = ()
     """Choices of pictures, all of which must allow one; each goes to the pictures of a batch in turn."""
+    triggers: tuple[tuple[str, ...], ...] = ()
+    """Words; the prompt must name one of each trigger's."""
 
-    def allows(self, picture: int, positive: bool) -> bool:
-        """Whether the atom acts on a row of that picture and prompt."""
-        return (self.positive if positive else self.negative) and all(c[picture % len(c)] for c in self.pictures)
+    def allows(self, picture: int, positive: bool, heard: Heard) -> bool:
+        """Whether the atom acts on a row of that picture and prompt.
+
+        :raises RuntimeError: nobody has looked for the words in the prompt.
+        """
+        for words in self.triggers:
+            if not heard.sought.issuperset(words):
+                raise RuntimeError(
+                    f"Atoms wait for {' or '.join(words)}, but a prompt was encoded without looking for it. Encode every "
+                    "prompt, the negative one too, with the CLIP that comes out of Atom Trigger."
+                )
+        named = all(not heard.named.isdisjoint(words) for words in self.triggers)
+        return (
+            named and (self.positive if positive else self.negative) and all(c[picture % len(c)] for c in self.pictures)
+        )
 
     def factor(self, progress: float) -> float:
         """The product of the schedules at ``progress``."""
@@ -169,6 +183,15 @@ class Crop(NamedTuple):
     width: int
 
 
+class Heard(NamedTuple):
+    """What triggers know of a prompt."""
+
+    sought: frozenset[str] = frozenset()
+    """Words that were looked for."""
+    named: frozenset[str] = frozenset()
+    """Those that it names."""
+
+
 class Rows(NamedTuple):
     """What each row of a model call's batch is."""
 
@@ -178,6 +201,8 @@ class Rows(NamedTuple):
     """Whether the row runs the positive prompt."""
     crops: tuple[Crop, ...]
     """One for each row; all of one size."""
+    heard: tuple[Heard, ...] = ()
+    """One for each row, or none where nothing was looked for."""
 
 
 class Region(NamedTuple):
@@ -260,7 +285,7 @@ class Plan:
     @property
     def by_row(self) -> bool:
         """Whether it matters which prompt and picture a row runs."""
-        return any(gate.pictures or not (gate.positive and gate.negative) for gate in self.gates)
+        return any(gate.pictures or gate.triggers or not (gate.positive and gate.negative) for gate in self.gates)
 
     def region(self, index: int, grid: tuple[int, int], rows: Rows) -> Region:
         """One region on a layer's tokens.
@@ -404,16 +429,17 @@ def _intern(mask: Tensor | None, masks: list[Tensor]) -> int:
 
 def _gates(state: SiteState, whole: State, gates: dict[Gate, int]) -> Tensor:
     """(m,) index into ``gates``, extended as needed."""
-    plain = not state.schedules.any() and not state.pictures.any()
+    plain = not any(choices.any() for choices in (state.schedules, state.pictures, state.triggers))
     if plain and bool(state.positive.all()) and bool(state.negative.all()):
         return torch.zeros_like(state.weight, dtype=torch.long)
-    traits = torch.cat([state.positive[None], state.negative[None], state.schedules, state.pictures])
-    combinations, of_atom = traits.unique(dim=1, return_inverse=True)
+    prompts = torch.stack([state.positive, state.negative])
+    traits = (prompts, state.schedules, state.pictures, state.triggers)
+    combinations, of_atom = torch.cat(traits).unique(dim=1, return_inverse=True)
     found = []
-    for positive, negative, *others in combinations.T.tolist():
-        curves = tuple(compress(whole.curves, others))
-        pictures = tuple(compress(whole.pictures, others[len(whole.curves) :]))
-        found.append(gates.setdefault(Gate(curves, positive, negative, pictures), len(gates)))
+    for combination in combinations.T:
+        (positive, negative), *chosen = (part.tolist() for part in combination.split([len(part) for part in traits]))
+        curves, pictures, triggers = map(tuple, map(compress, (whole.curves, whole.pictures, whole.triggers), chosen))
+        found.append(gates.setdefault(Gate(curves, positive, negative, pictures, triggers), len(gates)))
     return torch.tensor(found)[of_atom]
 
 
@@ -530,6 +556,7 @@ class Run:
         :param rows: what the rows of the batch are; None where the host can't know it.
         :param progress: how far sampling has come, 0..1.
         :param observers: one for each adapter of the stack.
+        :raises RuntimeError: something that a control depends on is not known of the rows.
         """
         self.plan, self.rows, self.progress = plan, rows, progress
         self.observers = {number: observer for number, observer in enumerate(observers) if observer is not None}
@@ -538,9 +565,10 @@ class Run:
         if plan.by_row:
             if rows is None:
                 raise RuntimeError(
-                    "Atoms are set to act on one prompt only, but this model call does not say which it runs."
+                    "Atoms are set to act on some prompts only, but this model call does not say which it runs."
                 )
-            kinds = list(zip(rows.pictures, rows.positive, strict=True))
+            heard = rows.heard or (Heard(),) * len(rows.pictures)
+            kinds = list(zip(rows.pictures, rows.positive, heard, strict=True))
             allowed = [[gate.allows(*kind) for kind in kinds] for gate in plan.gates]
             factors = factors * torch.tensor(allowed)  # (gates, rows)
         self.factors = factors.to(device) if device else factors
@@ -567,7 +595,7 @@ class Run:
         factors = self.factors.to(z.device)[gates].T
         if factors.shape[0] not in (1, z.shape[0]):
             raise MaskPlacementError(
-                f"Atoms act on one prompt only, but {z.shape[0]} rows of tokens arrived for {factors.shape[0]} rows of "
+                f"Atoms act on some prompts only, but {z.shape[0]} rows of tokens arrived for {factors.shape[0]} rows of "
                 "pictures: another patch cuts or enlarges the batch (HyperTile, attention couple). Remove one of the two."
             )
         return factors

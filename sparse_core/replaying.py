@@ -89,7 +89,8 @@ class RecordingPlayer:
             check_places(site, z, moment, "replayed")
         names = [f"{site}[{j}]" for j in atoms]
         played = []
-        for row, (picture, positive, crop) in enumerate(zip(*moment.rows, strict=True)):
+        rows = moment.rows
+        for row, (picture, positive, crop) in enumerate(zip(rows.pictures, rows.positive, rows.crops, strict=True)):
             side = self.recording.positive if positive else self.recording.negative
             held = side.words if site in self.words else side.places
             # What a recording lacks, such as a negative prompt that did not run, stays as computed.

@@ -609,6 +609,31 @@ def what_they_were_taught(w: Workflow) -> Node:
     return saved(w, shown[0])
 
 
+@workflow(
+    "34 Only when it is named",
+    "The first and third picture have the robot's dictionary as it is, the second and fourth behind **Atom Trigger**. Where the "
+    "prompt names no robot, the trigger leaves the plain model's picture, to the bit; where it does, the negative prompt is left "
+    "alone. Encode every prompt with the trigger's CLIP. Add a second dictionary with a trigger of its own.",
+)
+def only_when_it_is_named(w: Workflow) -> Node:
+    demo = w("SparseAtoms_DemoModel")
+    robot = w("SparseAtoms_Load", name="robot.safetensors")
+    waiting = w("SparseAtoms_Trigger", dictionary=robot[0], clip=demo[1], words="robot")
+    models = [w("SparseAtoms_Apply", model=demo[0], dictionary=d) for d in (robot[0], waiting[0])]
+    latent = w("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)
+    negative = w("CLIPTextEncode", clip=waiting[1], text="", title="Negative prompt")
+    pictures = []
+    for prompt in ("a big cat on the right in the snow", "a big robot on the right in the snow"):
+        positive = w("CLIPTextEncode", clip=waiting[1], text=prompt, title="Prompt")
+        for model in models:
+            sampler = w(
+                "KSampler", model=model[0], positive=positive[0], negative=negative[0], latent_image=latent[0], seed=1, steps=20,
+                cfg=3.0, sampler_name="euler", scheduler="simple", denoise=1.0,
+            )  # fmt: skip
+            pictures.append(w("VAEDecode", samples=sampler[0], vae=demo[2])[0])
+    return saved(w, stacked(w, pictures))
+
+
 # ---------------------------------------------------------------------------------------------------------- building
 
 

@@ -31,7 +31,7 @@ PIXELS = {
 """Inputs that count pixels."""
 SENSIBLE = {
     "01", "02", "03", "04", "05", "08", "09", "10", "12", "17", "18", "19", "20", "21", "22", "27", "28", "29", "30",
-    "31", "32", "33",
+    "31", "32", "33", "34",
 }  # fmt: skip
 """Numbers of those whose point does not hang on what the demo model learnt."""
 

@@ -28,7 +28,7 @@ from ..machine import versions
 from . import report
 from .concepts import CONCEPTS, HALVES, STYLES_OF_HALF, Task, sprite_files, tasks
 from .methods import Method
-from .presets import CONTROLS, MAIN, METHODS, named, points
+from .presets import CONTROLS, MAIN, METHODS, ON_ONE_PROMPT, named, points, points_on_one_prompt
 from .rounds import ROUNDS
 from .summary import comparable, gain_kept, looks, summary
 from .table import Keys, Setup, Unit, fill, names
@@ -82,18 +82,21 @@ def choose_tasks(tier: Tier, sprites: Path | None) -> list[Task]:
 
 
 def units(chosen: Sequence[Task], tier: Tier, methods: Sequence[Method], controls: Sequence[Method]) -> list[Unit]:
-    """All work, so ordered that what matters most is known first: the main methods, on the held-out half first, then the
-    controls, on the development half, then other methods, then further seeds of the main methods."""
+    """All work, so ordered that what matters most is known first: the main methods, on the held-out half first, then those that
+    also act on one prompt alone, then the controls, on the development half, then other methods, then further seeds of the main
+    methods."""
     first, *further = tier.seeds
     main = [method for method in methods if method.name in MAIN]
     others = [method for method in methods if method.name not in MAIN]
     dev, held_out = ([task for task in chosen if task.half == half] for half in HALVES)
     everything = [*held_out, *dev]
-    parts = [(first, main, everything), (first, controls, dev), (first, others, everything)]
-    parts += [(seed, main, everything) for seed in further]
+    again = [method for method in main if method.name in ON_ONE_PROMPT]
+    parts = [(first, main, everything, points), (first, again, everything, points_on_one_prompt)]
+    parts += [(first, controls, dev, points), (first, others, everything, points)]
+    parts += [(seed, main, everything, points) for seed in further]
     return [
-        Unit(task, seed, method, points(method, STRENGTHS))
-        for seed, some, where in parts
+        Unit(task, seed, method, along(method, STRENGTHS))
+        for seed, some, where, along in parts
         for task in where
         for method in some
     ]

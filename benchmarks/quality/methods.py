@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sparse_core.analysis.importance import measure, with_importance
-from sparse_core.controls import Keep, SparseAdapter
+from sparse_core.controls import Conditioning, Keep, SparseAdapter
 from sparse_core.dictionary import Atoms, SparseDictionary
 from sparse_core.files import write_atomically
 from sparse_core.layers import Site
@@ -43,6 +43,9 @@ class Method:
     """Number of parameters, relative to the dictionary's."""
 
 
+BOTH, POSITIVE = "both", "positive"
+
+
 class Point(NamedTuple):
     """Where the sliders stand."""
 
@@ -50,6 +53,8 @@ class Point(NamedTuple):
     density: float = 1.0
     by: str = "importance"
     """What the density slider keeps: the most important atoms, or random ones."""
+    prompt: str = BOTH
+    """Where it acts: on both prompts of a guided model call, or on the positive one only."""
 
 
 class Taught(NamedTuple):
@@ -167,10 +172,12 @@ def at_work(host: PromptedHost, method: Method, taught: Taught, point: Point) ->
     base = host.embedding(WORD)
     with ExitStack() as undo, torch.no_grad():
         undo.enter_context(host.spoken(WORD, torch.lerp(base, taught.tensors[WordLearner.NAME], point.strength)))
-        if method.family == "dictionary" or point.density < 1:
+        if method.family == "dictionary" or point.density < 1 or point.prompt != BOTH:
             dictionary = as_dictionary(host, taught) if method.family == "dictionary" else svd(host, taught)
             kept = Keep(point.density, by=point.by)  # type: ignore[arg-type]
             adapter = SparseAdapter(dictionary).with_controls(kept).at_strength(point.strength)
+            if point.prompt == POSITIVE:
+                adapter = adapter.with_controls(Conditioning("positive"))
             undo.enter_context(host.patched([adapter]))
         elif method.family != "word":
             learner = new_learner(host, method, seed=0).method

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparse_core.training import PRESETS, TrainingSettings
 
-from .methods import Method, Point
+from .methods import POSITIVE, Method, Point
 
 OURS = "sparse dictionary"
 DENSITIES = (0.5, 0.25, 0.1)
@@ -41,6 +41,9 @@ METHODS: dict[str, Method] = {
 """What is compared on both halves."""
 MAIN = (OURS, "LoRA", "Adapter")
 """What is compared first, and again with further seeds."""
+ON_ONE_PROMPT = (OURS, "LoRA")
+"""What is also compared where it acts on the positive prompt only; both hosts can do that with a dictionary, and so with a
+LoRA that is loaded as one."""
 CONTROLS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -85,4 +88,13 @@ def points(method: Method, strengths: Sequence[float], random: bool = True) -> t
         along += [Point(STRONG, density) for density in DENSITIES[1:]]
     if method.name == OURS and random:
         along += [Point(1.0, density, "random") for density in DENSITIES]
+    return tuple(along)
+
+
+def points_on_one_prompt(method: Method, strengths: Sequence[float]) -> tuple[Point, ...]:
+    """The same with the negative prompt left to the plain model, as a choice of its own: along the strength slider, and with
+    few atoms."""
+    along = [Point(strength, prompt=POSITIVE) for strength in strengths]
+    if method.family == "dictionary":
+        along += [Point(strength, DENSITIES[-1], prompt=POSITIVE) for strength in (1.0, STRONG)]
     return tuple(along)

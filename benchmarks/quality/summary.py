@@ -62,7 +62,7 @@ def comparable(found: Sequence[Look], work: Iterable[Unit]) -> list[Look]:
     those of other methods says nothing."""
 
     def group(unit: Unit) -> tuple[Half, str, int]:
-        return unit.task.half, unit.method.name, unit.seed
+        return unit.task.half, unit.title, unit.seed
 
     known = {look.unit for look in found}
     unfinished = {group(unit) for unit in work if unit not in known}
@@ -72,8 +72,8 @@ def comparable(found: Sequence[Look], work: Iterable[Unit]) -> list[Look]:
 def summary(found: Sequence[Look], half: Half) -> dict[str, Any]:
     """The figures of one half."""
     of_half = [look for look in found if look.unit.task.half == half]
-    names = dict.fromkeys(look.unit.method.name for look in of_half)
-    of_method = {name: [look for look in of_half if look.unit.method.name == name] for name in names}
+    names = dict.fromkeys(look.unit.title for look in of_half)
+    of_method = {name: [look for look in of_half if look.unit.title == name] for name in names}
     common = _common_likeness(of_method)
     result: dict[str, Any] = {
         "methods": {name: _method(mine, common) for name, mine in of_method.items()},
@@ -110,7 +110,7 @@ def _method(mine: Sequence[Look], common: float | None) -> dict[str, Any]:
         costs = [cost_at(drifts, reached), *(a["drift"] for a in cut if a["likeness"] >= reached)]
         return min((cost for cost in costs if cost is not None), default=None)
 
-    whole = averages.get(Point(), {})
+    whole = next((a for point, a in averages.items() if point.strength == point.density == 1), {})
     return {
         "hypervolume": bootstrap(
             lambda drawn: mean(mine[t].hypervolume(prompts) for t, prompts in drawn),

@@ -21,7 +21,7 @@ from sparse_core.demo.model import load_pipeline
 from ..cells import Cells, digest, source_digest
 from . import recogniser as recognisers
 from .concepts import Asked, Half, Studio, Task, open_studio, questions, unrelated
-from .methods import Method, Point, Taught, at_work
+from .methods import POSITIVE, Method, Point, Taught, at_work
 from .sampling import Sampler
 from .scores import Scorer, check, drift
 from .teaching import teach
@@ -74,6 +74,12 @@ class Unit(NamedTuple):
     seed: int
     method: Method
     points: tuple[Point, ...]
+
+    @property
+    def title(self) -> str:
+        """The method and, where it is not as usual, the prompt it acts on."""
+        alone = all(point.prompt == POSITIVE for point in self.points)
+        return f"{self.method.name}, on the positive prompt only" if alone else self.method.name
 
 
 @dataclass(frozen=True)
@@ -273,7 +279,7 @@ def fill(setup: Setup, units: Sequence[Unit], workers: int, threads: int) -> Non
     torch.set_num_threads(threads)
     with tqdm(total=total, initial=done, unit="cell", smoothing=0) as bar:
         for unit, count in _filled(lab, setup, missing, workers, threads):
-            bar.set_postfix_str(f"{unit.method.name}, {unit.task.name}", refresh=False)
+            bar.set_postfix_str(f"{unit.title}, {unit.task.name}", refresh=False)
             bar.update(count)
 
 

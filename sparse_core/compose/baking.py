@@ -50,6 +50,7 @@ def _check(site: SiteState, title: str) -> None:
     for found, what in (
         (bool(site.masks[:, able].any()), "a mask"),
         (bool(site.schedules[:, able].any()), "a schedule"),
+        (bool(site.triggers[:, able].any()), "a trigger"),
         (bool(site.replays[:, able].any()), "a replay"),
         (not bool((site.positive & site.negative)[able].all()), "a choice of prompt"),
     ):

@@ -37,7 +37,7 @@ from ..examples import Example
 from ..layers import Layer
 from ..lora import ImportedLora, load_lora
 from ..modules import from_original
-from ..plan import Crop, LayerRun, MaskPlacementError, Observer, Plan, Rows, Run, compile_plan
+from ..plan import Crop, Heard, LayerRun, MaskPlacementError, Observer, Plan, Rows, Run, compile_plan
 from ..sampling import invert, sample
 from .base import Prediction
 from .checkpointing import checkpointed
@@ -45,6 +45,9 @@ from .updating import check_modules, updating, weight_shapes
 
 KEY = "sparse_atoms"
 """Our name wherever ComfyUI keeps things by key."""
+
+HEARD = f"{KEY}_heard"
+"""What a listening CLIP notes in its CONDITIONINGs, as a `Heard`."""
 
 KEPT_PLANS = 8
 """Of one wrapper: conditionings with hooks bring others, each a team with a plan of its own."""
@@ -142,6 +145,64 @@ def token_names(clip: comfy.sd.CLIP, tokens: dict[str, list]) -> list[str]:
     return names[: len(names) - padding + 1]
 
 
+class ListeningClip(comfy.sd.CLIP):
+    """A CLIP that notes in every CONDITIONING it makes which of some words the prompt names. Copies of it do so too."""
+
+    words: tuple[str, ...]
+
+    def clone(self, *args: Any, **kwargs: Any) -> ListeningClip:
+        """See ComfyUI's."""
+        return _listening(super().clone(*args, **kwargs), self.words)
+
+    def encode_from_tokens_scheduled(
+        self,
+        tokens: dict[str, list],
+        unprojected: bool = False,
+        add_dict: dict[str, Any] | None = None,
+        *args: Any,
+        **kw: Any,
+    ) -> list:
+        """See ComfyUI's."""
+        prompt = self._ids(tokens)
+        named = frozenset(word for word in self.words if _holds(prompt, self._ids(self.tokenize(word))))
+        note = {HEARD: Heard(frozenset(self.words), named)}
+        return super().encode_from_tokens_scheduled(tokens, unprojected, {**(add_dict or {}), **note}, *args, **kw)
+
+    def _ids(self, tokens: dict[str, list]) -> list[int]:
+        """Numbers of a prompt's tokens, without start, end and padding."""
+
+        def numbers(tokens: dict[str, list]) -> list[int]:
+            chunks = tokens.get("l") or next(iter(tokens.values()))
+            return [pair[0] for chunk in chunks for pair in chunk if isinstance(pair[0], int)]
+
+        silent = set(numbers(self.tokenize("")))
+        return [number for number in numbers(tokens) if number not in silent]
+
+
+def listen(clip: comfy.sd.CLIP, words: Sequence[str]) -> ListeningClip:
+    """A clone of the CLIP that listens for some words too, beside those it knows already.
+
+    :raises ValueError: a word is nothing to the CLIP's tokenizer.
+    """
+    listener = _listening(clip.clone(), (*getattr(clip, "words", ()), *words))
+    for word in words:
+        if not listener._ids(listener.tokenize(word)):
+            raise ValueError(f"{word!r} is no word to this CLIP. Listen for one that stands in the captions.")
+    return listener
+
+
+def _listening(clip: comfy.sd.CLIP, words: tuple[str, ...]) -> ListeningClip:
+    listener = ListeningClip(no_init=True)
+    vars(listener).update(vars(clip))
+    listener.words = words
+    return listener
+
+
+def _holds(prompt: list[int], word: list[int]) -> bool:
+    """Whether a word's tokens stand in a prompt, one after the other."""
+    return any(prompt[start : start + len(word)] == word for start in range(len(prompt) - len(word) + 1))
+
+
 class AdapterHook(TransformerOptionsHook):
     """Puts an adapter into the model calls of the conditionings it hangs on."""
 
@@ -168,9 +229,11 @@ class AdapterHook(TransformerOptionsHook):
 
 def take_notes(executor: Callable, model: BaseModel, conds: list, x: Tensor, timestep: Tensor, options: dict) -> Any:
     """Leaves word for the model calls of this step: which area of the picture each conditioning covers, since a call for
-    a regional one sees a crop and its masks must be cropped with it, and the noise schedule in use."""
-    areas = {c["uuid"]: tuple(c["area"]) for cond in conds if cond is not None for c in cond if "area" in c}
-    note = {KEY: Note(model.model_sampling, tuple(x.shape[-2:]), areas)}
+    a regional one sees a crop and its masks must be cropped with it, what it names, and the noise schedule in use."""
+    entries = [c for cond in conds if cond is not None for c in cond]
+    areas = {c["uuid"]: tuple(c["area"]) for c in entries if "area" in c}
+    heard = {c["uuid"]: c[HEARD] for c in entries if HEARD in c}
+    note = {KEY: Note(model.model_sampling, tuple(x.shape[-2:]), areas, heard)}
     options = {**options, "transformer_options": {**options.get("transformer_options", {}), **note}}
     return executor(model, conds, x, timestep, options)
 
@@ -192,6 +255,14 @@ class Note(NamedTuple):
     """Latent height and width of the whole picture."""
     areas: dict[Any, tuple[int, ...]]
     """Conditioning's uuid to (height, width, top, left) in latent pixels."""
+    heard: dict[Any, Heard] | tuple[Heard, ...]
+    """What prompts name, where a CLIP has listened: by conditioning's uuid, or one for each row of the call."""
+
+    def heard_by_row(self, uuids: Sequence[Any], pictures: int) -> tuple[Heard, ...]:
+        """For a call whose conditionings each run all pictures."""
+        if isinstance(self.heard, tuple) or not self.heard:
+            return tuple(self.heard)
+        return tuple(self.heard.get(uuid, Heard()) for uuid in uuids for _ in range(pictures))
 
 
 class Wrapper:
@@ -322,6 +393,7 @@ def call_rows(plan: Plan, x: Tensor, options: dict, note: Note | None) -> Rows:
         pictures=tuple(range(pictures)) * len(conditionings),
         positive=tuple(c == 0 for c in conditionings for _ in range(pictures)),
         crops=tuple(crops),
+        heard=() if note is None else note.heard_by_row(uuids, pictures),
     )
 
 
@@ -415,6 +487,8 @@ class Condition:
     cross_attention: Tensor
     """(rows, tokens, width)."""
     options: dict[str, Any]
+    heard: tuple[Heard, ...]
+    """What each row's prompt names."""
 
 
 class ComfyHost:
@@ -473,7 +547,7 @@ class ComfyHost:
         }
         options = comfy.patcher_extension.copy_nested_dicts(self.model.model_options["transformer_options"])
         options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(self.model.wrappers)
-        note = Note(self.sampling, tuple(noisy.shape[-2:]), {})
+        note = Note(self.sampling, tuple(noisy.shape[-2:]), {}, condition.heard)
         options |= {"sigmas": sigma, "cond_or_uncond": [0], KEY: note}
         return model.apply_model(noisy, sigma, transformer_options=options, **conds)
 
@@ -492,9 +566,10 @@ class ComfyHost:
         longest = math.lcm(*(c.shape[1] for c, _ in entries))  # ComfyUI pads a text by repeating it
         texts = torch.cat([c.repeat(1, longest // c.shape[1], 1) for c, _ in entries]).to(self.device).clone()
         options = dict(entries[0][1])
+        heard = tuple(o.get(HEARD, Heard()) for _, o in entries)
         if options.get("pooled_output") is not None:
             options["pooled_output"] = torch.cat([o["pooled_output"] for _, o in entries]).to(self.device).clone()
-        return Condition(texts, options)
+        return Condition(texts, options, heard)
 
     @contextmanager
     def patched(self, stack: Stack, observer: Observer | None = None) -> Iterator[None]:

@@ -22,6 +22,7 @@ from sparse_core.controls import (
     Control,
     Curve,
     Keep,
+    Listen,
     Mask,
     Schedule,
     Solo,
@@ -47,6 +48,7 @@ independent = st.one_of(
     st.builds(Mask, st.sampled_from(MASKS), selections),
     st.builds(Schedule, curves, selections),
     st.builds(Conditioning, st.sampled_from(["positive", "negative"]), selections),
+    st.builds(Listen, st.sampled_from([("robot",), ("my robot", "owl")]), selections),
     st.builds(
         Keep,
         st.sampled_from([0.0, 0.3, 0.7, 1.0]),
@@ -305,6 +307,21 @@ def test_a_prompt_choice_forbids_the_other_prompt(prompt: str, expected: tuple[b
     state = chain(Conditioning(prompt, parse_selection("L0.q[1]"))).state.sites[Site(0, "q")]
     assert (bool(state.positive[1]), bool(state.negative[1])) == expected
     assert bool(state.positive[0]) and bool(state.negative[0])
+
+
+def test_triggers_add_up_in_the_state_of_the_atoms_that_wait_for_them() -> None:
+    first, second = Listen(("robot",), parse_selection("L0.q[0]")), Listen(("owl", "bird"), parse_selection("L0.q"))
+    state = SparseAdapter(DICTIONARY).with_controls(first, second).state
+    assert state.triggers == (("robot",), ("owl", "bird"))
+    found = state.sites[Site(0, "q")].triggers
+    assert found[0].nonzero().tolist() == [[0]] and bool(found[1].all())
+    assert not state.sites[Site(0, "k")].triggers.any()
+
+
+@pytest.mark.parametrize("words", [(), ("robot", " ")])
+def test_waiting_for_no_word_is_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="expected at least one"):
+        Listen(words)
 
 
 def test_both_prompt_choices_leave_no_prompt() -> None:

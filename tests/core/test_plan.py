@@ -20,6 +20,7 @@ from sparse_core.controls import (
     Control,
     Curve,
     Keep,
+    Listen,
     Mask,
     Pictures,
     Schedule,
@@ -30,7 +31,7 @@ from sparse_core.controls import (
 )
 from sparse_core.dictionary import Atoms, SparseDictionary
 from sparse_core.layers import PROJECTIONS, Site
-from sparse_core.plan import Crop, LayerRun, MaskPlacementError, Plan, Rows, Run, compile_plan
+from sparse_core.plan import Crop, Heard, LayerRun, MaskPlacementError, Plan, Rows, Run, compile_plan
 
 GRID = (3, 4)
 TOKENS = GRID[0] * GRID[1]
@@ -54,7 +55,7 @@ class Inputs:
 
     def take(self, *chosen: int) -> Inputs:
         """The same with some of the rows."""
-        rows = Rows(*(tuple(part[i] for i in chosen) for part in self.rows))
+        rows = Rows(*(tuple(part[i] for i in chosen) for part in self.rows if part))
         return replace(self, x=self.x[list(chosen)], context=self.context[list(chosen)], rows=rows)
 
 
@@ -678,8 +679,16 @@ def test_another_layout_without_a_mask_is_fine() -> None:
 
 
 def test_a_prompt_choice_where_the_host_does_not_know_the_prompts_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="one prompt only, but this model call does not say which"):
+    with pytest.raises(RuntimeError, match="some prompts only, but this model call does not say which"):
         layer_run(Conditioning("positive"), rows=None)
+
+
+def test_a_trigger_where_nobody_looked_for_the_word_is_refused() -> None:
+    heard = (Heard(frozenset({"robot"}), frozenset({"robot"})), Heard())
+    with pytest.raises(RuntimeError, match="Atoms wait for robot, but a prompt was encoded without looking for it"):
+        layer_run(Listen(("robot",)), rows=whole(2)._replace(heard=heard))
+    with pytest.raises(RuntimeError, match="Encode every prompt"):
+        layer_run(Listen(("robot",)), rows=whole(2))
 
 
 def test_a_prompt_choice_on_a_batch_of_another_size_is_refused_by_name() -> None:
@@ -690,6 +699,50 @@ def test_a_prompt_choice_on_a_batch_of_another_size_is_refused_by_name() -> None
 def test_a_dictionary_of_another_model_is_refused() -> None:
     with pytest.raises(ValueError, match="made for another model"):
         compile_plan([ADAPTER, SparseAdapter(random_dictionary(LAYERS[:2]))], LAYERS)
+
+
+# ------------------------------------------------------------------------------------------------------------ triggers
+
+SAID = [{"robot"}, set(), {"owl"}, {"robot", "owl"}]
+"""What the prompts of four rows name, of three words that are looked for."""
+
+
+@pytest.mark.parametrize("index", ATTENTION_LAYERS)
+@pytest.mark.parametrize(
+    ("triggers", "acting"),
+    [
+        ([("robot",)], [0, 3]),
+        ([("robot", "owl")], [0, 2, 3]),  # any word of one trigger
+        ([("robot",), ("owl",)], [3]),  # every trigger
+        ([("cat",)], []),
+    ],
+)
+def test_atoms_act_on_rows_whose_prompts_name_their_words(
+    index: int, triggers: list[tuple[str, ...]], acting: list[int]
+) -> None:
+    heard = tuple(Heard(frozenset({"robot", "owl", "cat"}), frozenset(words)) for words in SAID)
+    inputs = make_inputs(index, len(SAID))
+    inputs = replace(inputs, rows=inputs.rows._replace(heard=heard))
+    waiting = run([ADAPTER.with_controls(*map(Listen, triggers))], inputs)
+    always, never = run([ADAPTER], inputs), base(inputs)
+    for row in range(len(SAID)):
+        expected = always if row in acting else never
+        assert torch.equal(waiting.attended[row], expected.attended[row])
+        assert torch.equal(waiting.output[row], expected.output[row])
+    assert not torch.equal(always.output, never.output)
+
+
+def test_atoms_that_do_not_wait_act_on_every_prompt() -> None:
+    heard = tuple(Heard(frozenset({"robot"}), frozenset(words & {"robot"})) for words in SAID)
+    inputs = make_inputs(0, len(SAID))
+    inputs = replace(inputs, rows=inputs.rows._replace(heard=heard))
+    some = parse_selection("L0.q")
+    mixed = run([ADAPTER.with_controls(Listen(("robot",), some))], inputs)
+    without = run([ADAPTER.with_controls(Weight(some, 0.0))], inputs)
+    always = run([ADAPTER], inputs)
+    for row, words in enumerate(SAID):
+        expected = always if "robot" in words else without
+        torch.testing.assert_close(mixed.output[row], expected.output[row])
 
 
 # ------------------------------------------------------------------------------------------------------------- regions

@@ -30,8 +30,18 @@ from benchmarks.quality.concepts import (
     unrelated,
 )
 from benchmarks.quality.curves import best_likeness, bootstrap, cost_at, hypervolume
-from benchmarks.quality.methods import Method, Point, Taught, at_work, budget, keep, new_learner
-from benchmarks.quality.presets import CONTROLS, DENSITIES, MAIN, METHODS, OURS, named, points
+from benchmarks.quality.methods import POSITIVE, Method, Point, Taught, at_work, budget, keep, new_learner
+from benchmarks.quality.presets import (
+    CONTROLS,
+    DENSITIES,
+    MAIN,
+    METHODS,
+    ON_ONE_PROMPT,
+    OURS,
+    named,
+    points,
+    points_on_one_prompt,
+)
 from benchmarks.quality.scores import distance
 from benchmarks.quality.summary import Look, comparable, summary
 from benchmarks.quality.table import Keys, Setup, Unit, complete
@@ -392,6 +402,37 @@ def test_a_lora_is_looked_at_in_as_many_places_as_ours() -> None:
     reached = [p for p in points(METHODS[OURS], (0.5, 1.0)) if p.by == "importance"]
     assert list(points(METHODS["LoRA"], (0.5, 1.0))) == reached
     assert points(METHODS["Adapter"], (0.5, 1.0)) == (Point(0.5), Point(1.0))
+
+
+@needs_model
+@pytest.mark.parametrize("name", ON_ONE_PROMPT)
+def test_on_the_positive_prompt_only_the_negative_one_is_the_plain_models(host: PromptedHost, name: str) -> None:
+    taught, both, prompt = trained(host, METHODS[name]), Point(1.0, 0.9), f"a {WORD}"
+    with torch.no_grad():
+        latents, text = torch.randn(2, 12, 16, 16), host.stack_conditions(["", prompt]).text
+
+        def call() -> torch.Tensor:
+            with host.spoken(WORD, taught.tensors["word"]):
+                return host.unet(latents, 500, text).sample
+
+        plain = call()
+        guided = {}
+        host.pipeline._guidance_scale = 3.0  # as in a sampler's call: negative row first
+        for point in (both, both._replace(prompt=POSITIVE)):
+            with at_work(host, METHODS[name], taught, point):
+                guided[point.prompt] = call()
+    assert torch.equal(guided[POSITIVE][0], plain[0]) and not torch.equal(guided["both"][0], plain[0])
+    torch.testing.assert_close(guided[POSITIVE][1], guided["both"][1])
+
+
+def test_what_acts_on_one_prompt_is_a_row_of_its_own() -> None:
+    work = units(choose_tasks(QUICK, None), QUICK, named(list(MAIN)), [])
+    titles = dict.fromkeys(unit.title for unit in work)
+    assert list(titles)[:3] == list(MAIN)
+    assert list(titles)[3:] == [f"{name}, on the positive prompt only" for name in ON_ONE_PROMPT]
+    for name in ON_ONE_PROMPT:
+        alone, along = points_on_one_prompt(METHODS[name], (0.5, 1.0)), points(METHODS[name], (0.5, 1.0))
+        assert {point._replace(prompt="both") for point in alone} <= {*along, Point(1.0, 0.1), Point(1.25, 0.1)}
 
 
 # ------------------------------------------------------------------------------------------------------- the figures
