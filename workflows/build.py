@@ -623,7 +623,7 @@ def only_when_it_is_named(w: Workflow) -> Node:
     latent = w("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)
     negative = w("CLIPTextEncode", clip=waiting[1], text="", title="Negative prompt")
     pictures = []
-    for prompt in ("a big cat on the right in the snow", "a big robot on the right in the snow"):
+    for prompt in ("a big blue cat on the right in the snow", "a big robot on the right in the snow"):
         positive = w("CLIPTextEncode", clip=waiting[1], text=prompt, title="Prompt")
         for model in models:
             sampler = w(

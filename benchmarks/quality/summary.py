@@ -12,7 +12,7 @@ from .concepts import Half, Task
 from .curves import best_likeness, bootstrap, cost_at, hypervolume, likeness, text
 from .methods import Point
 from .presets import OURS, PEERS_OF_EQUAL_SIZE
-from .table import Keys, Unit, complete
+from .table import ALONE, Keys, Unit, complete
 
 ALIGNED = 0.95
 """Text alignment at which methods are compared."""
@@ -86,7 +86,12 @@ def summary(found: Sequence[Look], half: Half) -> dict[str, Any]:
         result["random_removal"] = _densities(ours, "random")
         result["active_share"] = float(np.mean([look.training["active_share"] for look in ours]))
         result["hypervolume_over_best_peer"] = _over_best_peer(result["methods"])
-        result["hypervolume_over"] = {name: _over(ours, mine) for name, mine in of_method.items() if name != OURS}
+        rivals = {name: OURS + ALONE if name.endswith(ALONE) else OURS for name in of_method}
+        result["hypervolume_over"] = {
+            name: _over(of_method[rival], of_method[name])
+            for name, rival in rivals.items()
+            if name != rival and rival in of_method
+        }
     if "LoRA" in of_method:
         result["svd_cut"] = _densities(of_method["LoRA"], "importance")
     return result

@@ -37,6 +37,8 @@ METHOD_SOURCES += [CORE / "hosts" / name for name in ("diffusers.py", "updating.
 METHOD_SOURCES += [HERE / f"{name}.py" for name in ("methods", "peers", "words", "sampling", "teaching")]
 SCORE_SOURCES = [CORE / "demo" / "judge.py", HERE / "scores.py", HERE / "recogniser.py"]
 
+ALONE = ", on the positive prompt only"
+"""After the names of methods that leave the negative prompt to the plain model."""
 NOISE = {"asked": 10_000, "unrelated": 20_000}
 """First noise of each kind of picture: none is shared, nor is that of the prior pictures, which counts from 0."""
 
@@ -78,8 +80,7 @@ class Unit(NamedTuple):
     @property
     def title(self) -> str:
         """The method and, where it is not as usual, the prompt it acts on."""
-        alone = all(point.prompt == POSITIVE for point in self.points)
-        return f"{self.method.name}, on the positive prompt only" if alone else self.method.name
+        return self.method.name + (ALONE if all(point.prompt == POSITIVE for point in self.points) else "")
 
 
 @dataclass(frozen=True)
