@@ -30,7 +30,11 @@ from .models import KINDS, Kind, Variant, use_comfyui
 from .tables import table
 
 HERE = Path(__file__).parent
-REPOSITORY = HERE.parent
+CORE = HERE.parent / "sparse_core"
+SAMPLING_SOURCES = [CORE / f"{name}.py" for name in ("coding", "controls", "dictionary", "layers", "modules", "plan")]
+SAMPLING_SOURCES += [CORE / "hosts"]
+SAMPLING_SOURCES += [HERE / f"{name}.py" for name in ("machine", "models", "sampling_speed", "timing")]
+TRAINING_SOURCES = [*SAMPLING_SOURCES, CORE / "training", CORE / "examples.py", HERE / "training_speed.py"]
 
 ATOMS = (16, 32, 128)
 VARIANTS = tuple(
@@ -70,6 +74,12 @@ class Group:
 
     build: Callable[[], Any]
     cells: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
+    sources: list[Path] = field(default_factory=lambda: SAMPLING_SOURCES)
+    """What the figures come from: under other code they are measured anew."""
+
+    def key(self, name: str) -> str:
+        """Of a figure among those of all code."""
+        return f"{source_digest(self.sources)}/{name}"
 
 
 def groups(settings: Settings, device: torch.device, comfyui: bool, quick: bool) -> list[Group]:
@@ -111,12 +121,14 @@ def groups(settings: Settings, device: torch.device, comfyui: bool, quick: bool)
         Group(
             lambda: None,
             {"training/demo": lambda _: training.demo_training(TRAINED_ATOMS, 5 * repeats, seed)},
+            TRAINING_SOURCES,
         )
     )
     made.append(
         Group(
             lambda: sampling.DiffusersSubject("sd15", side, device, dtype, seed),
             {"training/sd15": lambda subject: training.unet_training(subject, TRAINED_ATOMS, repeats, seed)},
+            TRAINING_SOURCES,
         )
     )
     if comfyui:
@@ -124,6 +136,7 @@ def groups(settings: Settings, device: torch.device, comfyui: bool, quick: bool)
             Group(
                 lambda: sampling.ComfySubject("sd15", side, dtype, seed),
                 {"training/core_trainlora": lambda s: training.against_core(s, TRAINED_ATOMS, repeats, seed)},
+                TRAINING_SOURCES,
             )
         )
     return made
@@ -133,7 +146,7 @@ def measure(work: Iterable[Group], cells: Cells, patterns: list[str]) -> None:
     """Fills the table with what it lacks."""
     chosen = [(group, [name for name in group.cells if any(fnmatchcase(name, p) for p in patterns)]) for group in work]
     total = sum(len(names) for _, names in chosen)
-    missing = [(group, [name for name in names if name not in cells]) for group, names in chosen]
+    missing = [(group, [name for name in names if group.key(name) not in cells]) for group, names in chosen]
     with tqdm(total=total, initial=total - sum(len(names) for _, names in missing), unit="figure") as bar:
         for group, names in missing:
             if not names:
@@ -142,7 +155,7 @@ def measure(work: Iterable[Group], cells: Cells, patterns: list[str]) -> None:
             subject = group.build()
             for name in names:
                 bar.set_description(name)
-                cells[name] = group.cells[name](subject)
+                cells[group.key(name)] = group.cells[name](subject)
                 bar.update()
             del subject
             gc.collect()
@@ -153,7 +166,8 @@ def measure(work: Iterable[Group], cells: Cells, patterns: list[str]) -> None:
 
 def summary(work: Iterable[Group], cells: Cells) -> dict[str, Any]:
     """The figures by what they say; details of each under ``cells``."""
-    found = {name: cells[name] for group in work for name in group.cells if name in cells}
+    keys = {name: group.key(name) for group in work for name in group.cells}
+    found = {name: cells[key] for name, key in keys.items() if key in cells}
     result: dict[str, Any] = {"sampling_overhead": {}, "sampling_memory": {}, "active_share": {}, "peers": {}}
     result |= {"weight_change_ms": {}, "train_step_ratio": {}, "train_memory_ratio": {}}
     for name, value in found.items():
@@ -288,7 +302,6 @@ def main() -> None:
         "machine": describe(device),
         "settings": {**vars(settings)},
         "versions": known,
-        "source": source_digest([REPOSITORY / "sparse_core", HERE]),
     }
     cells = Cells(options.cache, conditions)
     try:
