@@ -19,7 +19,7 @@ class AtomRow(NamedTuple):
     """Numbers of the masks of the chain that confine it, from 1."""
     schedules: tuple[int, ...]
     prompt: str
-    """``both``, ``positive``, ``negative`` or ``none``; and ``, named`` where it waits for a word."""
+    """``both``, ``positive``, ``negative`` or ``none``; ``named`` in place of ``both`` where it waits for a word."""
 
 
 def atom_rows(adapter: SparseAdapter) -> list[AtomRow]:
@@ -31,8 +31,8 @@ def atom_rows(adapter: SparseAdapter) -> list[AtomRow]:
         state = adapter.state.sites[site]
         for j in range(len(atoms)):
             address = f"{site}[{j}]"
-            waits = ", named" if state.triggers[:, j].any() else ""
-            prompts = {(True, True): "both", (True, False): "positive", (False, True): "negative"}
+            both = "named" if state.triggers[:, j].any() else "both"
+            prompts = {(True, True): both, (True, False): "positive", (False, True): "negative"}
             rows.append(
                 AtomRow(
                     address,
@@ -41,7 +41,7 @@ def atom_rows(adapter: SparseAdapter) -> list[AtomRow]:
                     float(state.weight[j] * state.kept[j]),
                     tuple(i + 1 for i in state.masks[:, j].nonzero()[:, 0].tolist()),
                     tuple(i + 1 for i in state.schedules[:, j].nonzero()[:, 0].tolist()),
-                    prompts.get((bool(state.positive[j]), bool(state.negative[j])), "none") + waits,
+                    prompts.get((bool(state.positive[j]), bool(state.negative[j])), "none"),
                 )
             )
     return sorted(rows, key=lambda row: -row.importance)

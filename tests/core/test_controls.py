@@ -31,6 +31,7 @@ from sparse_core.controls import (
     Weight,
     controls_of_lines,
 )
+from sparse_core.describe import describe
 from sparse_core.dictionary import SparseDictionary
 from sparse_core.layers import Site
 
@@ -316,6 +317,14 @@ def test_triggers_add_up_in_the_state_of_the_atoms_that_wait_for_them() -> None:
     found = state.sites[Site(0, "q")].triggers
     assert found[0].nonzero().tolist() == [[0]] and bool(found[1].all())
     assert not state.sites[Site(0, "k")].triggers.any()
+
+
+def test_what_waits_for_a_word_says_so() -> None:
+    told = describe(
+        SparseAdapter(DICTIONARY).with_controls(Listen(("my robot", "owl"), parse_selection("L0.q[0]"))), top=99
+    )
+    assert "trigger: waits for a prompt that names my robot or owl" in told
+    assert [line.split(" | ")[0] for line in told.splitlines() if line.endswith("| named |")] == ["| L0.q[0]"]
 
 
 @pytest.mark.parametrize("words", [(), ("robot", " ")])

@@ -81,7 +81,7 @@ export function confined({ masks, schedules, prompt }) {
   return [
     masks ? ["◩", counted(masks, "mask")] : null,
     schedules ? ["◷", counted(schedules, "schedule")] : null,
-    prompt === "both" ? null : ["±", `${prompt} prompt`],
+    prompt === "both" ? null : ["±", prompt === "named" ? "waits for a word" : `${prompt} prompt`],
   ].filter(Boolean);
 }
 
