@@ -362,6 +362,12 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
         help='weights of atoms: "L3.v[7] = 0.5", "mute top:1"; @FILE reads lines from a file; may be repeated',
     )
     control.add_argument("--mask", type=Path, metavar="PNG", help="the dictionary acts where this picture is white")
+    control.add_argument(
+        "--on",
+        choices=("both", "positive", "negative"),
+        default="both",
+        help="the prompt it acts on; positive follows the prompt better, negative stays away from it (default: both)",
+    )
     drawing = parser.add_argument_group("the drawing")
     drawing.add_argument("--steps", type=int, default=20, metavar="N", help="sampling steps (default: 20)")
     drawing.add_argument(
@@ -394,6 +400,7 @@ def run_generate(options: argparse.Namespace) -> None:
             lines=read_lines(options.atoms_lines),
             density=options.density,
             mask=read_picture(options.mask) if options.mask else None,
+            prompt=options.on,
         )
         stack.append(adapter)
     host = DiffusersHost(load_pipeline(options.model, options.config))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from .addresses import parse_lines
-from .controls import Keep, Mask, SparseAdapter, Stack, controls_of_lines
+from .controls import Conditioning, Keep, Mask, SparseAdapter, Stack, controls_of_lines
 from .hosts.diffusers import DiffusersHost
 
 
@@ -81,18 +81,22 @@ def controlled(
     lines: str = "",
     density: float = 1.0,
     mask: Image.Image | None = None,
+    prompt: str = "both",
 ) -> SparseAdapter:
     """The adapter with the controls of a command line.
 
     :param lines: atom weights, ``L3.v[7] = 0.5`` each.
     :param density: the share of atoms kept, by importance.
     :param mask: white where the dictionary acts.
+    :param prompt: on which prompt it acts: ``both``, ``positive`` or ``negative``.
     """
     adapter = adapter.with_controls(*controls_of_lines(parse_lines(lines)))
     if density != 1:
         adapter = adapter.with_controls(Keep(density))
     if mask is not None:
         adapter = adapter.with_controls(Mask(torch.from_numpy(np.array(mask.convert("L"), np.float32) / 255)))
+    if prompt != "both":
+        adapter = adapter.with_controls(Conditioning(prompt))  # type: ignore[arg-type]
     return adapter.at_strength(strength)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -356,6 +357,17 @@ class TestGenerate:
         base = self.draw(model, tmp_path / "base.png")
         masked = self.draw(model, tmp_path / "a.png", "--dictionary", trained, "--mask", tmp_path / "mask.png")
         assert (masked == base).all()
+
+    def test_a_dictionary_acts_on_the_prompts_that_are_asked_for(self, model, trained, tmp_path):
+        loud = ("--dictionary", trained, "--strength", "8")
+        made = [self.draw(model, tmp_path / f"{on}.png", *loud, "--on", on) for on in ("both", "positive", "negative")]
+        made.append(self.draw(model, tmp_path / "base.png"))
+        assert all((one != other).any() for one, other in itertools.combinations(made, 2))
+        # Without guidance no negative prompt is run.
+        alone = [
+            self.draw(model, tmp_path / f"{on}.png", *loud, "--on", on, "--guidance", 1) for on in ("both", "positive")
+        ]
+        assert (alone[0] == alone[1]).all()
 
     def test_several_pictures_have_seeds_of_their_own(self, model, tmp_path):
         base = ("generate", "--prompt", "a zib", "--model", model, "--steps", 2, "--size", "64x96")
