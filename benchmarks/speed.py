@@ -31,10 +31,14 @@ from .tables import table
 
 HERE = Path(__file__).parent
 CORE = HERE.parent / "sparse_core"
-SAMPLING_SOURCES = [CORE / f"{name}.py" for name in ("coding", "controls", "dictionary", "layers", "modules", "plan")]
-SAMPLING_SOURCES += [CORE / "hosts"]
-SAMPLING_SOURCES += [HERE / f"{name}.py" for name in ("machine", "models", "sampling_speed", "timing")]
-TRAINING_SOURCES = [*SAMPLING_SOURCES, CORE / "training", CORE / "examples.py", HERE / "training_speed.py"]
+_SAMPLING = [CORE / f"{name}.py" for name in ("coding", "controls", "dictionary", "layers", "modules", "plan")]
+_SAMPLING += [CORE / "hosts"]
+_SAMPLING += [HERE / f"{name}.py" for name in ("machine", "models", "sampling_speed", "timing")]
+SOURCES = {
+    "sampling": _SAMPLING,
+    "training": [*_SAMPLING, CORE / "training", CORE / "examples.py", HERE / "training_speed.py"],
+}
+"""What the figures of each part of the report come from."""
 
 ATOMS = (16, 32, 128)
 VARIANTS = tuple(
@@ -74,12 +78,12 @@ class Group:
 
     build: Callable[[], Any]
     cells: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
-    sources: list[Path] = field(default_factory=lambda: SAMPLING_SOURCES)
-    """What the figures come from: under other code they are measured anew."""
+    part: str = "sampling"
+    """Of the report, and which code the figures come from: under other code they are measured anew."""
 
     def key(self, name: str) -> str:
         """Of a figure among those of all code."""
-        return f"{source_digest(self.sources)}/{name}"
+        return f"{source_digest(SOURCES[self.part])}/{name}"
 
 
 def groups(settings: Settings, device: torch.device, comfyui: bool, quick: bool) -> list[Group]:
@@ -121,14 +125,14 @@ def groups(settings: Settings, device: torch.device, comfyui: bool, quick: bool)
         Group(
             lambda: None,
             {"training/demo": lambda _: training.demo_training(TRAINED_ATOMS, 5 * repeats, seed)},
-            TRAINING_SOURCES,
+            "training",
         )
     )
     made.append(
         Group(
             lambda: sampling.DiffusersSubject("sd15", side, device, dtype, seed),
             {"training/sd15": lambda subject: training.unet_training(subject, TRAINED_ATOMS, repeats, seed)},
-            TRAINING_SOURCES,
+            "training",
         )
     )
     if comfyui:
@@ -136,7 +140,7 @@ def groups(settings: Settings, device: torch.device, comfyui: bool, quick: bool)
             Group(
                 lambda: sampling.ComfySubject("sd15", side, dtype, seed),
                 {"training/core_trainlora": lambda s: training.against_core(s, TRAINED_ATOMS, repeats, seed)},
-                TRAINING_SOURCES,
+                "training",
             )
         )
     return made
@@ -164,10 +168,31 @@ def measure(work: Iterable[Group], cells: Cells, patterns: list[str]) -> None:
 # ------------------------------------------------------------------------------------------------------------- reporting
 
 
-def summary(work: Iterable[Group], cells: Cells) -> dict[str, Any]:
-    """The figures by what they say; details of each under ``cells``."""
-    keys = {name: group.key(name) for group in work for name in group.cells}
-    found = {name: cells[key] for name, key in keys.items() if key in cells}
+def merged(
+    work: Iterable[Group], cells: Cells, conditions: Mapping[str, Any], before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The report: a part of which nothing is known under these conditions stays as it was, with those it was measured under."""
+    found: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
+    for group in work:
+        for name in group.cells:
+            if group.key(name) in cells:
+                found[name] = cells[group.key(name)]
+                parts[group.part] = {**conditions, "source": source_digest(SOURCES[group.part])}
+    for part, known in before.get("parts", {}).items():
+        if part not in parts:
+            parts[part] = known
+            found |= {name: value for name, value in before["cells"].items() if part_of(name) == part}
+    return {**summary(found), "parts": parts, "cells": found}
+
+
+def part_of(name: str) -> str:
+    """Which part of the report a figure belongs to."""
+    return "training" if name.startswith("training/") else "sampling"
+
+
+def summary(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures by what they say."""
     result: dict[str, Any] = {"sampling_overhead": {}, "sampling_memory": {}, "active_share": {}, "peers": {}}
     result |= {"weight_change_ms": {}, "train_step_ratio": {}, "train_memory_ratio": {}}
     for name, value in found.items():
@@ -188,7 +213,7 @@ def summary(work: Iterable[Group], cells: Cells) -> dict[str, Any]:
             case ["training", against]:
                 result["train_step_ratio"][against] = value["ratio"]
                 result["train_memory_ratio"][against] = value.get("memory_ratio")
-    return {**{key: value for key, value in result.items() if value}, "cells": found}
+    return {key: value for key, value in result.items() if value}
 
 
 def as_markdown(reports: list[dict[str, Any]]) -> str:
@@ -200,16 +225,23 @@ def as_markdown(reports: list[dict[str, Any]]) -> str:
         "shapes are the real models'. Made by `make bench-speed`.",
     ]
     for report in reports:
-        machine, settings = report["machine"], report["settings"]
-        parts.append(f"## {machine['device']}")
-        sizes = ", ".join(f"{k} {s} x {s} latents in {settings['dtypes'][k]}" for k, s in settings["sides"].items())
-        known = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-        parts.append(
-            f"{machine['threads']} threads; {sizes}; {settings['repeats']} repeats; seed {settings['seed']}; attention in "
-            f"ComfyUI: {settings['attention']}. {known}."
-        )
-        parts += [section for section in (_sampling(report), _peers(report), _training(report)) if section]
+        machines = dict.fromkeys(part["machine"]["device"] for part in report["parts"].values())
+        parts.append(f"## {', '.join(machines)}")
+        for part, sections in (("sampling", (_sampling, _peers)), ("training", (_training,))):
+            if part in report["parts"]:
+                parts += [f"### {part.capitalize()}", _conditions(report["parts"][part])]
+                parts += [section for write in sections if (section := write(report))]
     return "\n\n".join(parts) + "\n"
+
+
+def _conditions(known: dict[str, Any]) -> str:
+    settings = known["settings"]
+    sizes = ", ".join(f"{k} {s} x {s} latents in {settings['dtypes'][k]}" for k, s in settings["sides"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in known["versions"].items())
+    return (
+        f"{known['machine']['device']}, {known['machine']['threads']} threads; {sizes}; {settings['repeats']} repeats; seed "
+        f"{settings['seed']}; attention in ComfyUI: {settings['attention']}. {versions}."
+    )
 
 
 def _sampling(report: dict[str, Any]) -> str:
@@ -222,7 +254,7 @@ def _sampling(report: dict[str, Any]) -> str:
     ]
     header = ["atoms a site", "at most"]
     header += [f"{host} {kind}{what}" for host, kind in columns for what in ("", ", memory")]
-    return "### Sampling\n\n" + table(header, rows) if rows else ""
+    return table(header, rows) if rows else ""
 
 
 def _peers(report: dict[str, Any]) -> str:
@@ -231,14 +263,14 @@ def _peers(report: dict[str, Any]) -> str:
         [f"milliseconds from a change to the first step: {name}", value]
         for name, value in report.get("weight_change_ms", {}).items()
     ]
-    return "### Peers\n\n" + table(["", "relative to plain, or ms"], rows) if rows else ""
+    return table(["", "relative to plain, or ms"], rows) if rows else ""
 
 
 def _training(report: dict[str, Any]) -> str:
     memory = report.get("train_memory_ratio", {})
     rows = [[name, value, memory.get(name)] for name, value in report.get("train_step_ratio", {}).items()]
     header = ["training step, ours / peer's", "time", "peak memory"]
-    return "### Training\n\n" + table(header, rows) if rows else ""
+    return table(header, rows) if rows else ""
 
 
 # ------------------------------------------------------------------------------------------------------------------ main
@@ -307,10 +339,10 @@ def main() -> None:
     try:
         measure(work, cells, options.only or ["*"])
     finally:
-        report = {**summary(work, cells), **conditions}
         options.out.mkdir(parents=True, exist_ok=True)
-        name = "speed-gpu.json" if device.type == "cuda" else "speed.json"
-        (options.out / name).write_text(json.dumps(report, indent=1) + "\n")
+        path = options.out / ("speed-gpu.json" if device.type == "cuda" else "speed.json")
+        report = merged(work, cells, conditions, json.loads(path.read_text()) if path.is_file() else {})
+        path.write_text(json.dumps(report, indent=1) + "\n")
         reports = [json.loads(path.read_text()) for path in sorted(options.out.glob("speed*.json"))]
         (options.out / "speed.md").write_text(as_markdown(reports))
     print(as_markdown([report]))
