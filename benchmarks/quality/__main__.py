@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work = units(chosen, tier, methods, controls)
     found = measured(setup, work, options)
     if options.second_base:
-        found["second_base"] = transferred(setup, options)
+        found["second_base"] = transferred(setup, work, options)
     found |= {
         "tier": f"{'The quick tier' if options.quick else 'The whole'}: {tier.prompts} prompts for each concept, "
         f"{tier.unrelated} that name none.",
@@ -182,14 +182,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(report.as_markdown(found))
 
 
-def transferred(setup: Setup, options: argparse.Namespace) -> dict[str, Any]:
-    """The main methods on a second base, and how much of the lead is kept: on the quick tier's held-out concepts and prompts,
-    for both bases."""
-    setup = replace(setup, prompts=QUICK.prompts, unrelated=QUICK.unrelated)
-    held_out = [task for task in choose_tasks(QUICK, options.sprites) if task.half == "held_out"]
-    work = [unit for unit in units(held_out, QUICK, named(list(MAIN)), []) if unit.title in MAIN]
+def transferred(setup: Setup, work: Sequence[Unit], options: argparse.Namespace) -> dict[str, Any]:
+    """The main methods on a second base, and how much of the lead is kept: on held-out concepts, with one seed, for both
+    bases."""
+    again = [u for u in work if u.title in MAIN and u.seed == work[0].seed]
+    again = [u for u in again if u.task.half == "held_out" and u.task.kind == "concept"]
     first, second = (
-        measured(replace(setup, model=model), work, options)["held_out"] for model in (setup.model, options.second_base)
+        measured(replace(setup, model=model), again, options)["held_out"]
+        for model in (setup.model, options.second_base)
     )
     return {**second, "gain_kept": gain_kept(first, second)}
 

@@ -46,8 +46,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         said = "not known" if kept is None else f"{kept:.0%}"
         parts += [
             "## A second base model",
-            "Another width and depth, trained with another seed; the same presets, on the quick tier's held-out concepts and "
-            f"prompts. Share of the lead over the best peer that is kept: {said}.",
+            "Another width and depth, trained with another seed; the same presets, on the held-out creatures, one seed. Share of "
+            f"the lead over the best peer that is kept: {said}.",
             _methods(report["second_base"]),
         ]
     return "\n\n".join(parts) + "\n"
