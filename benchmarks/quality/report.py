@@ -126,7 +126,7 @@ def draw_curves(figures: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 6.5), layout="constrained")
     for name, values in figures["methods"].items():
         style = {"linewidth": 3, "zorder": 3} if name == OURS else {"linewidth": 1.2}
         whole = [p for p in values["points"] if p["density"] == 1]
@@ -140,6 +140,6 @@ def draw_curves(figures: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("likeness")
     axes.set_ylabel("text alignment")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
