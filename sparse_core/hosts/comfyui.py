@@ -184,7 +184,8 @@ def listen(clip: comfy.sd.CLIP, words: Sequence[str]) -> ListeningClip:
 
     :raises ValueError: a word is nothing to the CLIP's tokenizer.
     """
-    listener = _listening(clip.clone(), (*getattr(clip, "words", ()), *words))
+    known = clip.words if isinstance(clip, ListeningClip) else ()
+    listener = _listening(clip.clone(), (*known, *words))
     for word in words:
         if not listener._ids(listener.tokenize(word)):
             raise ValueError(f"{word!r} is no word to this CLIP. Listen for one that stands in the captions.")
