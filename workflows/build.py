@@ -613,7 +613,7 @@ def what_they_were_taught(w: Workflow) -> Node:
     "34 Only when it is named",
     "The first and third picture have the robot's dictionary as it is, the second and fourth behind **Atom Trigger**. Where the "
     "prompt names no robot, the trigger leaves the plain model's picture, to the bit; where it does, the negative prompt is left "
-    "alone. Encode every prompt with the trigger's CLIP. Add a second dictionary with a trigger of its own.",
+    "alone. Encode every prompt with the trigger's CLIP, and add a second dictionary with a trigger of its own.",
 )
 def only_when_it_is_named(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")
