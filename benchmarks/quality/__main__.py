@@ -5,6 +5,7 @@
     python -m benchmarks.quality --sprites FOLDER --methods ours,lora --out DIR     your own RGBA PNGs
     python -m benchmarks.quality --tune --methods lora     learning rates and steps, on the development half
     python -m benchmarks.quality --round threshold         a hypothesis of rounds.py, on the development half
+    python -m benchmarks.quality --quick --round base --model FOLDER --concepts owl,parrot     the same on another model
 
 Every figure is kept as soon as it is measured: a run that was stopped (Ctrl-C reports what is there) goes on where it was,
 on another machine too if it is given the file ``quality-cells.jsonl`` of the first, which lies beside the report. A change of
@@ -81,6 +82,18 @@ def choose_tasks(tier: Tier, sprites: Path | None) -> list[Task]:
     return tasks(concepts, STYLES_OF_HALF if tier.styles else {})
 
 
+def among(known: Sequence[Task], names: str | None) -> list[Task]:
+    """Tasks by their names, separated by commas; all of them if none is named.
+
+    :raises ValueError: there is no such task.
+    """
+    wanted = names.split(",") if names else [task.name for task in known]
+    by_name = {task.name: task for task in known}
+    if missing := [name for name in wanted if name not in by_name]:
+        raise ValueError(f"There is no concept {missing[0]!r}; expected some of {', '.join(by_name)}.")
+    return [by_name[name] for name in wanted]
+
+
 def units(chosen: Sequence[Task], tier: Tier, methods: Sequence[Method], controls: Sequence[Method]) -> list[Unit]:
     """All work, so ordered that what matters most is known first: the main methods, on the held-out half first, then those that
     also act on one prompt alone, then the controls, on the development half, then other methods, then further seeds of the main
@@ -113,6 +126,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     parser.add_argument("--round", choices=ROUNDS, action="append", help="try a hypothesis; may be repeated")
     parser.add_argument("--sprites", type=Path, metavar="FOLDER", help="teach these RGBA PNGs instead")
     parser.add_argument("--methods", metavar="NAMES", help="such as ours,lora,dora,loha,adapter,ti (default: all)")
+    parser.add_argument("--concepts", metavar="NAMES", help="such as fox,rooster (default: all of the tier)")
     parser.add_argument("--seeds", type=int, metavar="N", help="how many (default: 2, quick: 1)")
     parser.add_argument("--prompts", type=int, metavar="N", help="for each concept (default: 40, quick: 24)")
     parser.add_argument("--steps", type=int, metavar="N", help="of training, for all methods (default: each its own)")
@@ -162,12 +176,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.tune:
         searches["rates and steps"] = [variant for method in methods for variant in grid(method)]
     if searches:
-        subjects = [task for task in setup.tasks if task.half == "dev" and task.kind == "concept"][:TUNED_ON]
+        subjects = [task for task in setup.tasks if task.half == "dev" and task.kind == "concept"]
+        subjects = among(subjects, options.concepts) if options.concepts else subjects[:TUNED_ON]
         log = options.out / "quality-searches.jsonl"
         for title, variants in searches.items():
             search(setup, subjects, variants, tier.seeds[0], options.workers, options.threads, log, title)
         return
-    work = units(chosen, tier, methods, controls)
+    work = units(among(chosen, options.concepts), tier, methods, controls)
     found = measured(setup, work, options)
     if options.second_base:
         found["second_base"] = transferred(setup, work, options)

@@ -59,6 +59,16 @@ ROUNDS = {
         "With more pictures in a batch, all rates can be higher.",
         [ours(learning_rate=3.2e-2)],
     ),
+    "base": Round(
+        "The presets' rate is near the edge of falling apart; on another base that edge, or the right weight of the group term, "
+        "is elsewhere.",
+        [
+            *(ours(learning_rate=rate) for rate in (4e-3, 8e-3)),
+            ours(sparsity=1.2e-5),
+            *(ours(warm_up=share) for share in (0.25, 0.5)),
+            METHODS["LoRA"],
+        ],
+    ),
     "sites": Round(
         "Cross-attention alone moves less of what is not the concept; more atoms there are better spent.",
         [ours(attentions=("attn2",), atoms=32), ours(attentions=("attn1",), atoms=32), ours(atoms=32)],

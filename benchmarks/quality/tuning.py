@@ -56,7 +56,10 @@ def search(
     fill(setup, units, workers, threads)
     found = looks(Keys(setup), Cells(setup.cache, {"table": "quality"}), units)
     log.parent.mkdir(parents=True, exist_ok=True)
-    lines = [line(title, variant, [look for look in found if look.unit.method == variant]) for variant in tried]
+    lines = [
+        {"model": setup.model.name, **line(title, variant, [look for look in found if look.unit.method == variant])}
+        for variant in tried
+    ]
     lines.sort(key=lambda one: (one["method"], one["hypervolume"]))
     with log.open("a") as file:
         for one in lines:

@@ -17,7 +17,7 @@ from factories import needs_model
 
 from benchmarks.cells import Cells
 from benchmarks.quality import table
-from benchmarks.quality.__main__ import QUICK, WHOLE, choose_tasks, read_arguments, units
+from benchmarks.quality.__main__ import QUICK, WHOLE, among, choose_tasks, read_arguments, units
 from benchmarks.quality.concepts import (
     CONCEPTS,
     HALVES,
@@ -297,6 +297,14 @@ def test_command_line_takes_a_persons_own_sprites(tmp_path: Path) -> None:
     assert [task.name for task in choose_tasks(WHOLE, options.sprites)] == ["me"]
     with pytest.raises(ValueError, match="There is no method 'loro'"):
         named(["loro"])
+
+
+def test_concepts_are_chosen_by_name_in_the_order_given() -> None:
+    known = choose_tasks(WHOLE, None)
+    assert [task.name for task in among(known, "owl,fox")] == ["owl", "fox"]
+    assert among(known, None) == known
+    with pytest.raises(ValueError, match=r"There is no concept 'ow'; expected some of .*owl"):
+        among(known, "ow")
 
 
 # -------------------------------------------------------------------------------------------------------------- methods
