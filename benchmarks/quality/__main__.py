@@ -82,16 +82,15 @@ def choose_tasks(tier: Tier, sprites: Path | None) -> list[Task]:
     return tasks(concepts, STYLES_OF_HALF if tier.styles else {})
 
 
-def among(known: Sequence[Task], names: str | None) -> list[Task]:
-    """Tasks by their names, separated by commas; all of them if none is named.
+def among(known: Sequence[Task], names: Sequence[str]) -> list[Task]:
+    """Tasks by their names.
 
     :raises ValueError: there is no such task.
     """
-    wanted = names.split(",") if names else [task.name for task in known]
     by_name = {task.name: task for task in known}
-    if missing := [name for name in wanted if name not in by_name]:
+    if missing := [name for name in names if name not in by_name]:
         raise ValueError(f"There is no concept {missing[0]!r}; expected some of {', '.join(by_name)}.")
-    return [by_name[name] for name in wanted]
+    return [by_name[name] for name in names]
 
 
 def units(chosen: Sequence[Task], tier: Tier, methods: Sequence[Method], controls: Sequence[Method]) -> list[Unit]:
@@ -154,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tier = tier._replace(
         seeds=tuple(range(options.seeds)) if options.seeds else tier.seeds, prompts=options.prompts or tier.prompts
     )
+    wanted = options.concepts.split(",") if options.concepts else []
     chosen = choose_tasks(tier, options.sprites)
     methods = named(options.methods.split(",") if options.methods else list(tier.methods))
     controls = [] if options.methods or options.sprites else named(list(tier.controls))
@@ -177,12 +177,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         searches["rates and steps"] = [variant for method in methods for variant in grid(method)]
     if searches:
         subjects = [task for task in setup.tasks if task.half == "dev" and task.kind == "concept"]
-        subjects = among(subjects, options.concepts) if options.concepts else subjects[:TUNED_ON]
+        subjects = among(subjects, wanted) if wanted else subjects[:TUNED_ON]
         log = options.out / "quality-searches.jsonl"
         for title, variants in searches.items():
             search(setup, subjects, variants, tier.seeds[0], options.workers, options.threads, log, title)
         return
-    work = units(among(chosen, options.concepts), tier, methods, controls)
+    work = units(among(chosen, wanted) if wanted else chosen, tier, methods, controls)
     found = measured(setup, work, options)
     if options.second_base:
         found["second_base"] = transferred(setup, work, options)
