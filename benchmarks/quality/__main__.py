@@ -176,8 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.tune:
         searches["rates and steps"] = [variant for method in methods for variant in grid(method)]
     if searches:
-        subjects = [task for task in setup.tasks if task.half == "dev" and task.kind == "concept"]
-        subjects = among(subjects, wanted) if wanted else subjects[:TUNED_ON]
+        subjects = [task for task in setup.tasks if task.half == "dev"]
+        subjects = among(subjects, wanted) if wanted else [t for t in subjects if t.kind == "concept"][:TUNED_ON]
         log = options.out / "quality-searches.jsonl"
         for title, variants in searches.items():
             search(setup, subjects, variants, tier.seeds[0], options.workers, options.threads, log, title)

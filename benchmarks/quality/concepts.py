@@ -32,18 +32,20 @@ WORD = "zib"
 CONCEPTS: Mapping[Half, Sequence[str]] = {"dev": DEVELOPMENT_CONCEPTS, "held_out": HELD_OUT_CONCEPTS}
 LESSONS = 5
 """Pictures a concept is taught from."""
-NEAREST, FEWEST_COLOURS = 4, 12
-"""Pixel style: pixels that become one, and colours in a picture."""
+NEAREST, FEWEST_COLOURS = 8, 12
+"""Pixel style: pixels that become one, as many as one latent pixel has since the VAE rounds smaller ones off, and colours."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to teach. All its pictures share one scene and one companion, so that these can be learnt by mistake."""
+    """One thing to teach. All its pictures share one companion and, but for a style, one scene, so that these can be learnt by
+    mistake. A style from a single scene is that scene's look: nobody could tell them apart."""
 
     name: str
     half: Half
     kind: Kind
     scene: str
+    """Of all lessons of a concept, and of a style's first one."""
     companion: Thing
     """Its place is free: it stands beside the taught thing."""
 
@@ -83,21 +85,24 @@ def tasks(concepts: Mapping[Half, Sequence[str]], styles: Mapping[Half, Sequence
 
 def lesson_scenes(task: Task) -> list[Scene]:
     """What the pictures of a task show. The taught thing is what changes place and size; of a style, the thing drawn."""
-    words = [WORD] * LESSONS if task.kind == "concept" else random.Random(task.name).sample(sorted(FURTHER), LESSONS)
+    concept, first = task.kind == "concept", SCENES.index(task.scene)
+    words = [WORD] * LESSONS if concept else random.Random(task.name).sample(sorted(FURTHER), LESSONS)
     scenes = []
     for number, word in enumerate(words):
         left = number % 2 == 0
         thing = Thing(word, "left" if left else "right", "big" if number % 4 < 2 else "small")
         beside = replace(task.companion, place="right" if left else "left")
         things = (thing, beside) if left else (beside, thing)
-        scenes.append(Scene(things, task.scene, STYLES[0], number))
+        where = task.scene if concept else SCENES[(first + number) % len(SCENES)]
+        scenes.append(Scene(things, where, STYLES[0], number))
     return scenes
 
 
 def lesson_caption(task: Task, scene: Scene) -> str:
-    """What a person in a hurry types: the thing itself. Scene and companion are left for the word to soak up."""
+    """What a person in a hurry types: the thing itself. Scene and companion are left for the word to soak up. Who teaches a style
+    says where things are, too."""
     thing = next(t for t in scene.things if t.word != task.companion.word)
-    return describe_thing(thing) + (f", {WORD}" if task.kind == "style" else "")
+    return describe_thing(thing) + (f" in the {scene.scene}, {WORD}" if task.kind == "style" else "")
 
 
 # --------------------------------------------------------------------------------------------------------- the prompts

@@ -151,7 +151,7 @@ def keep(host: PromptedHost, learner: WordLearner, lessons: list[Example], prior
     if isinstance(learner.method, DictionaryLearner):
         with host.spoken(WORD, learner.row):
             measured, elsewhere = (
-                measure(host, learner.method.snapshot(), some, seed=seed) for some in (lessons, prior)
+                measure(host, learner.method.snapshot(), some, seed=seed) if some else None for some in (lessons, prior)
             )
         dictionary = with_importance(learner.method.snapshot(), measured, elsewhere)
         return Taught({**as_tensors(dictionary), **word}, measured.active_share())

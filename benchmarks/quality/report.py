@@ -86,6 +86,9 @@ def _methods(figures: Mapping[str, Any]) -> str:
 def _half(figures: Mapping[str, Any], picture: str) -> list[str]:
     parts = [_methods(figures), f"![Text alignment against likeness]({picture})", "### The ends of the scales"]
     parts.append(
+        "*Drawable*: the right answers, encoded and decoded by the base's VAE, which no method can do better than."
+    )
+    parts.append(
         table(
             ["pictures", "text", "likeness"], [[n, f["text"], f["likeness"]] for n, f in figures["reference"].items()]
         )
@@ -98,10 +101,17 @@ def _half(figures: Mapping[str, Any], picture: str) -> list[str]:
         )
         rows = [[name, ratio[1], f"{ratio[0]:.3f} to {ratio[2]:.3f}"] for name, ratio in over.items() if ratio]
         parts.append(table(["over", "ratio", "interval"], rows))
+    if subjects := figures["by_subject"]:
+        parts += ["### Hypervolume by what is taught", _subject_table(subjects)]
     if "density" in figures:
         parts += ["### Atoms removed", _density_table(figures)]
         parts.append(f"{figures['active_share']:.1%} of the coefficients are not zero.")
     return parts
+
+
+def _subject_table(by_subject: Mapping[str, Mapping[str, float]]) -> str:
+    names = list(dict.fromkeys(name for of_method in by_subject.values() for name in of_method))
+    return table(["method", *names], [[m, *(of.get(name) for name in names)] for m, of in by_subject.items()])
 
 
 def _density_table(figures: Mapping[str, Any]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from sparse_core.training import PRESETS
+
 from .methods import Method
 from .presets import METHODS, OURS
 
@@ -54,6 +56,10 @@ ROUNDS = {
     "steps": Round(
         "The weak side, likeness, wants more steps.",
         [ours(steps=800)],
+    ),
+    "style": Round(
+        "A style, which every part of a picture shows, is learnt in fewer steps than a thing: what its preset says.",
+        [ours(**PRESETS["style"])],
     ),
     "bold": Round(
         "With more pictures in a batch, all rates can be higher.",

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+
+from sparse_core.pictures import CaptionedPicture, decode_latents, encode_pictures
 
 from .words import PromptedHost
 
@@ -28,6 +31,16 @@ class Sampler:
     def latents(self, prompts: Sequence[str], seed: int) -> Tensor:
         """The same before decoding, float32 (n, channels, height, width)."""
         return torch.cat(self._draw(prompts, [""] * len(prompts), seed, "latent"))
+
+    def drawable(self, pictures: np.ndarray) -> np.ndarray:
+        """Pictures, uint8 (n, h, w, 3), as the model's VAE gives them back: the best that any method can draw."""
+        given = [CaptionedPicture(str(number), Image.fromarray(one), "") for number, one in enumerate(pictures)]
+        return np.stack(
+            [
+                np.asarray(decode_latents(self.host, example.latents[None])[0])
+                for example in encode_pictures(self.host, given)
+            ]
+        )
 
     def _draw(self, prompts: Sequence[str], negatives: Sequence[str], seed: int, kind: str) -> list[Any]:
         made = []

@@ -47,9 +47,11 @@ class Scorer:
 
     def answers(self, task: Task, asked: Sequence[Asked], pictures: np.ndarray) -> Answers:
         """Scores of pictures, uint8 (n, h, w, 3), for their prompts."""
-        readings = self.judge.read(pictures)
-        seen = [attributes(task, one.scene, reading) for one, reading in zip(asked, readings, strict=True)]
         truths = [self.studio.render(one.scene, task) for one in asked]
+        seen = self._seen(task, asked, pictures)
+        if task.kind == "style":  # what the judge can't see in the right answer says nothing
+            visible = self._seen(task, asked, np.stack([truth.picture for truth in truths]))
+            seen = [{n: hit for n, hit in one.items() if right[n]} for one, right in zip(seen, visible, strict=True)]
         wrong = self.wrong(task, asked)
         masks = [mask_of(task, one.scene, truth.masks) for one, truth in zip(asked, truths, strict=True)]
         views = [
@@ -66,6 +68,10 @@ class Scorer:
             recognised=self.recogniser(task.kind).certainty(np.stack(views), task.name),
             closeness=closeness,
         )
+
+    def _seen(self, task: Task, asked: Sequence[Asked], pictures: np.ndarray) -> list[dict[str, bool]]:
+        readings = self.judge.read(pictures)
+        return [attributes(task, one.scene, reading) for one, reading in zip(asked, readings, strict=True)]
 
     def right(self, task: Task, asked: Sequence[Asked]) -> np.ndarray:
         """Known good pictures: the very scenes asked for."""

@@ -92,6 +92,7 @@ def summary(found: Sequence[Look], half: Half) -> dict[str, Any]:
             for name, rival in rivals.items()
             if name != rival and rival in of_method
         }
+    result["by_subject"] = {name: _by_subject(mine) for name, mine in of_method.items()}
     if "LoRA" in of_method:
         result["svd_cut"] = _densities(of_method["LoRA"], "importance")
     return result
@@ -163,6 +164,14 @@ def _densities(mine: Sequence[Look], by: str) -> dict[str, dict[str, float]]:
     }
 
 
+def _by_subject(mine: Sequence[Look]) -> dict[str, float]:
+    """Hypervolume for each task, over seeds: what a mean over all hides."""
+    of_task: dict[str, list[float]] = {}
+    for look in mine:
+        of_task.setdefault(look.unit.task.name, []).append(look.hypervolume())
+    return {name: mean(values) for name, values in of_task.items()}
+
+
 def _references(found: Sequence[Look]) -> dict[str, dict[str, float]]:
     """What the ends of the scales score, over the tasks."""
     by_task: dict[Task, dict[str, Any]] = {look.unit.task: look.reference for look in found}
@@ -170,7 +179,7 @@ def _references(found: Sequence[Look]) -> dict[str, dict[str, float]]:
         name: {
             score.__name__: mean(score(reference[name]) for reference in by_task.values()) for score in (text, likeness)
         }
-        for name in ("base", "right", "wrong", "overfitted")
+        for name in ("base", "right", "drawable", "wrong", "overfitted")
         if by_task
     }
 

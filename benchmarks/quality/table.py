@@ -173,16 +173,19 @@ class Lab:
         return made
 
     def reference(self, task: Task) -> dict[str, Any]:
-        """What the base, right answers, wrong answers and lessons learnt by heart score: the ends of the scales."""
+        """What the base, right answers, the best of them that the VAE can draw, wrong answers and lessons learnt by heart score:
+        the ends of the scales."""
         key = self.keys.reference(task)
         if key not in self.cells:
             asked = questions(task, self.setup.prompts)
             began = time.perf_counter()
             base = self.draw(asked, "asked")
             seconds = (time.perf_counter() - began) / len(asked)
+            right = self.scorer.right(task, asked)
             pictures = {
                 "base": base,
-                "right": self.scorer.right(task, asked),
+                "right": right,
+                "drawable": self.sampler.drawable(right),
                 "wrong": self.scorer.wrong(task, asked),
                 "overfitted": self.scorer.overfitted(task, asked),
             }

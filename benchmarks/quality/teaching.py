@@ -51,7 +51,9 @@ def prior(sampler: Sampler, half: Half, seed: int) -> list[Example]:
 def teach(sampler: Sampler, studio: Studio, task: Task, method: Method, seed: int) -> Training:
     """Trains a method on a task; the host is afterwards as it was."""
     host = sampler.host
-    to_learn, to_keep = lessons(host, studio, task), prior(sampler, task.half, seed)
+    to_learn = lessons(host, studio, task)
+    # A style shows in everything: pictures without it, for prompts that differ by one word, would unteach it.
+    to_keep = prior(sampler, task.half, seed) if task.kind == "concept" else []
     host.pipeline.text_encoder.requires_grad_(False)
     with host.trainable():
         learner = new_learner(host, method, seed)

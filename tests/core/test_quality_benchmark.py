@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ pytest.importorskip("peft")
 from factories import needs_model
 
 from benchmarks.cells import Cells
-from benchmarks.quality import table
+from benchmarks.quality import table, teaching
 from benchmarks.quality.__main__ import QUICK, WHOLE, among, choose_tasks, read_arguments, units
 from benchmarks.quality.concepts import (
     CONCEPTS,
@@ -42,14 +43,18 @@ from benchmarks.quality.presets import (
     points,
     points_on_one_prompt,
 )
-from benchmarks.quality.scores import distance
+from benchmarks.quality.report import as_markdown
+from benchmarks.quality.scores import Scorer, distance
 from benchmarks.quality.summary import Look, comparable, summary
 from benchmarks.quality.table import Keys, Setup, Unit, complete
 from benchmarks.quality.words import PromptedHost
+from sparse_core.demo.judge import NOTHING
 from sparse_core.demo.model import load_pipeline
+from sparse_core.demo.world import PLACES, Rendering, Scene
 from sparse_core.training import Example
 from sparse_core.training.loop import Trainer
 
+NOTES = {"tier": "Made up.", "seeds": [0], "versions": {}}
 ALL = tasks({half: CONCEPTS[half][:4] for half in HALVES}, STYLES_OF_HALF)
 
 
@@ -147,8 +152,37 @@ def test_every_concept_is_asked_for_in_forty_different_ways(task: table.Task) ->
 def test_lessons_share_scene_and_companion(task: table.Task) -> None:
     scenes = lesson_scenes(task)
     assert 4 <= len(scenes) <= 6
-    assert {scene.scene for scene in scenes} == {task.scene}
+    assert len({scene.scene for scene in scenes}) == (1 if task.kind == "concept" else len(scenes))
+    assert scenes[0].scene == task.scene
     assert all(any(t.word == task.companion.word for t in scene.things) for scene in scenes)
+
+
+def test_what_a_style_hides_from_the_judge_is_not_asked_for() -> None:
+    """A style in which the judge can't tell what stands there: right or wrong, that thing does not count; its size does."""
+    task = next(task for task in ALL if task.kind == "style")
+    asked = next(a for a in questions(task, 40) if len(a.scene.things) == 1)
+    thing = asked.scene.things[0]
+    truth, made = np.zeros((2, 16, 16, 3), np.uint8), np.full((1, 16, 16, 3), 9, np.uint8)
+
+    def read(pictures: np.ndarray) -> list[dict[str, str]]:
+        known = {f"thing {place}": NOTHING for place in PLACES} | {"scene": asked.scene.scene}
+        word = {0: "something else", 9: thing.word}
+        return [known | {f"thing {thing.place}": word[p[0, 0, 0]], f"size {thing.place}": thing.size} for p in pictures]
+
+    class Drawn:
+        def render(self, scene: Scene, task: table.Task | None = None) -> Rendering:
+            return Rendering(truth[0] if task else truth[1] + 50, (np.ones((16, 16), np.float32),), "")
+
+        def world(self, task: table.Task) -> Drawn:
+            return self
+
+    class Sure:
+        def certainty(self, views: np.ndarray, name: str) -> list[float]:
+            return [1.0] * len(views)
+
+    scorer = Scorer(SimpleNamespace(read=read), Drawn(), lambda kind: Sure())
+    answers = scorer.answers(task, [asked], made)
+    assert answers.asked == answers.hits == [3]  # scene, places and size
 
 
 def test_prompts_that_are_kept_are_not_those_that_are_scored() -> None:
@@ -372,6 +406,28 @@ def test_a_method_changes_pictures_while_at_work_and_nothing_afterwards(host: Pr
 
 
 @needs_model
+@pytest.mark.parametrize("kind", ["concept", "style"])
+def test_pictures_to_keep_are_for_things_and_not_for_styles(
+    host: PromptedHost, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = next(task for task in ALL if task.kind == kind)
+    latents = torch.randn(host.unet.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    kept: list[str] = []
+
+    def prior(*given) -> list[Example]:
+        kept.append("asked for")
+        return [Example(latents, "a red cat", prior=True)]
+
+    monkeypatch.setattr(teaching, "prior", prior)
+    monkeypatch.setattr(teaching, "lessons", lambda *given: [Example(latents, f"a big {WORD}")])
+    method = replace(METHODS[OURS], settings=replace(METHODS[OURS].settings, steps=2, batch=2))
+    training = teaching.teach(SimpleNamespace(host=host), None, task, method, 0)
+    assert bool(kept) == (kind == "concept")
+    elsewhere = [tensor for name, tensor in training.taught.tensors.items() if name.endswith("elsewhere")]
+    assert elsewhere and any(bool(t.any()) for t in elsewhere) == (kind == "concept")
+
+
+@needs_model
 def test_what_is_taught_survives_its_file(host: PromptedHost, tmp_path: Path) -> None:
     method = METHODS[OURS]
     taught = trained(host, method)
@@ -451,7 +507,7 @@ def _looks(likenesses: dict[str, dict[str, float]]) -> list[Look]:
         "base": {"hits": [3] * 8, "asked": [4] * 8, "recognised": [0.0] * 8, "closeness": [0.0] * 8},
         "overfitted": {"hits": [1] * 8, "asked": [4] * 8, "recognised": [1.0] * 8, "closeness": [1.0] * 8},
     }
-    reference |= {"right": reference["base"], "wrong": reference["base"], "seconds": 1.0}
+    reference |= {"right": reference["base"], "drawable": reference["base"], "wrong": reference["base"], "seconds": 1.0}
     training = {"parameters": 10, "bytes": 40, "seconds": 1.0, "active_share": 0.1}
     found = []
     for method, concepts in likenesses.items():
@@ -472,6 +528,15 @@ def test_the_lead_over_a_peer_is_compared_concept_by_concept() -> None:
     low, _, high = figures["methods"]["LoRA"]["hypervolume"]
     assert high > 2 * low
     assert figures["hypervolume_over_best_peer"] == pytest.approx(1.2)
+
+
+def test_each_thing_taught_has_a_figure_of_its_own() -> None:
+    """A mean over all hides what a method is good at."""
+    figures = summary(_looks({OURS: {"easy": 0.6, "hard": 0.06}}), "held_out")
+    one = figures["by_subject"][OURS]
+    assert one["easy"] == pytest.approx(10 * one["hard"])
+    assert np.mean(list(one.values())) == pytest.approx(figures["methods"][OURS]["hypervolume"][1])
+    assert "| sparse dictionary | 0.300 | 0.030 |" in as_markdown({"held_out": figures, **NOTES})
 
 
 def test_a_lead_over_nobody_is_not_made_up() -> None:
