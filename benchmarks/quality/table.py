@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from sparse_core.demo.model import load_pipeline
 
 from ..cells import Cells, digest, source_digest
 from . import recogniser as recognisers
-from .concepts import Asked, Half, Studio, Task, open_studio, questions, unrelated
+from .concepts import Asked, Half, Kind, Studio, Task, open_studio, questions, unrelated
 from .methods import POSITIVE, Method, Point, Taught, at_work
 from .sampling import Sampler
 from .scores import Scorer, check, drift
@@ -58,6 +58,11 @@ class Setup:
     sampling_steps: int = 10
     guidance: float = 3.0
     recogniser_steps: int = 700
+
+    @property
+    def recognisers(self) -> Path:
+        """The folder that they are kept in."""
+        return self.cache / "recognisers"
 
     def sampling(self) -> dict[str, Any]:
         """What all pictures depend on."""
@@ -114,6 +119,10 @@ class Keys:
         tasks = [asdict(task) for task in self.setup.tasks]
         return digest([self._world, source_digest(SCORE_SOURCES[2:]), tasks, self.setup.recogniser_steps])
 
+    def recogniser_files(self) -> dict[Kind, str]:
+        """Their names, by what they recognise."""
+        return {kind: f"{self.recogniser()}-{kind}.safetensors" for kind in get_args(Kind)}
+
     def training(self, unit: Unit) -> str:
         """Of one training."""
         sampling = [self.setup.sampling_steps, self.setup.guidance]  # prior pictures are drawn so
@@ -154,12 +163,12 @@ class Lab:
         return Scorer(Judge.load(self.setup.model / "judge"), self.studio, self.recogniser)
 
     @cache  # noqa: B019 - a lab lives as long as its process
-    def recogniser(self, kind: str) -> recognisers.Recogniser:
+    def recogniser(self, kind: Kind) -> recognisers.Recogniser:
         """Of things or of styles; trained if it is not there yet."""
         tasks, steps = self.setup.tasks, self.setup.recogniser_steps
         crop = kind == "concept"
         labels = recognisers.thing_labels(tasks) if crop else recognisers.style_labels()
-        path = self.cells.folder / "recogniser" / f"{self.keys.recogniser()}-{kind}.safetensors"
+        path = self.setup.recognisers / self.keys.recogniser_files()[kind]
         if path.is_file():
             return recognisers.Recogniser.load(path, labels)
         samples = (

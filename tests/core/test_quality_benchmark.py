@@ -18,7 +18,7 @@ from factories import needs_model
 
 from benchmarks.cells import Cells
 from benchmarks.quality import table, teaching
-from benchmarks.quality.__main__ import QUICK, WHOLE, among, choose_tasks, read_arguments, units
+from benchmarks.quality.__main__ import QUICK, WHOLE, among, choose_tasks, copy_missing, read_arguments, units
 from benchmarks.quality.concepts import (
     CONCEPTS,
     HALVES,
@@ -43,6 +43,7 @@ from benchmarks.quality.presets import (
     points,
     points_on_one_prompt,
 )
+from benchmarks.quality.recogniser import Recogniser, style_labels
 from benchmarks.quality.report import as_markdown
 from benchmarks.quality.scores import Scorer, distance
 from benchmarks.quality.summary import Look, comparable, summary
@@ -291,6 +292,30 @@ def test_figures_travel_in_a_file_and_keep_what_others_have_put_there(tmp_path: 
     assert third["point/a"] == {"drift": [0.33333, 2.0], "hits": [3]}
     assert third["point/c"] == "own" and "point/b" not in third
     third.take_over(tmp_path / "nothing")
+
+
+def test_recognisers_travel_with_the_figures_and_none_is_replaced(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there" / "recognisers"
+    here.mkdir()
+    for name in ("known", "new"):
+        (here / name).write_bytes(b"of here")
+    there.mkdir(parents=True)
+    (there / "known").write_bytes(b"of there")
+    copy_missing(["known", "new", "nowhere"], here, there)
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == {"known": b"of there", "new": b"of here"}
+
+
+def test_a_recogniser_that_was_brought_along_is_not_trained_again(setup: Setup) -> None:
+    class Lab(table.Lab):
+        """One without artwork to train with."""
+
+        def __init__(self, setup: Setup) -> None:
+            self.setup, self.keys = setup, Keys(setup)
+
+    brought = Recogniser(style_labels())
+    brought.save(setup.recognisers / Keys(setup).recogniser_files()["style"])
+    found = Lab(setup).recogniser("style")
+    assert all(torch.equal(mine, brought.state_dict()[name]) for name, mine in found.state_dict().items())
 
 
 def test_a_method_is_compared_once_it_has_learnt_all_tasks_of_a_half() -> None:
