@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
@@ -28,9 +29,12 @@ def output_folder() -> Path:
 
 
 def names() -> list[str]:
-    """Every dictionary file, the newest first."""
-    found = folder_paths.get_filename_list(FOLDER)
-    return sorted(found, key=lambda name: -resolve(name).stat().st_mtime)
+    """Every dictionary file, the newest first, without links that lead nowhere."""
+    dated = []
+    for name in folder_paths.get_filename_list(FOLDER):
+        with suppress(OSError):
+            dated.append((resolve(name).stat().st_mtime, name))
+    return [name for _, name in sorted(dated, key=lambda one: -one[0])]
 
 
 def resolve(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Invert Image."""
+"""Invert Image to Noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class InvertImage(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SparseAtoms_Invert",
-            display_name="Invert Image",
+            display_name="Invert Image to Noise",
             category=EDIT,
             description="Finds the noise from which the model draws a picture that you have. Draw from it again with another "
             "prompt, and the picture changes where the prompt does. Dictionaries on the model take part, with all controls.",

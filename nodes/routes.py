@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,10 @@ def _refusal(status: int, message: str) -> web.Response:
 
 
 def _cards() -> list[dict[str, Any]]:
-    cards = {name: read_card(folders.resolve(name)) for name in folders.names()}
+    cards = {}
+    for name in folders.names():
+        with suppress(OSError):  # removed since it was listed
+            cards[name] = read_card(folders.resolve(name))
     return [
         {
             "name": name,

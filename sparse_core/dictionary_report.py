@@ -171,7 +171,7 @@ def write_dictionary_report(dictionary: SparseDictionary, seen: Look, file: Path
         quarter=quarter,
         half=half,
         cards=cards(labelled, seen),
-        rest=ranked[len(seen.gallery.effects) : len(seen.gallery.effects) + 200],
+        rest=ranked[len(seen.gallery.effects) :],
         duplicates=duplicates(labelled)[:20],
     )
     write_atomically(out, page.encode())

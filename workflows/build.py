@@ -353,9 +353,9 @@ def redrawn(w: Workflow, model: Slot, demo: Node, latent: Slot, prompt: str, cfg
 
 @workflow(
     "18 Invert and edit",
-    "Invert Image finds the noise of the picture on the left; drawn from it with the same prompt the picture comes back, and "
-    "with another one it changes where the prompt does. Raise **cfg** of the last samplers to change more. Put your own picture "
-    "through VAE Encode in place of the drawn one, and describe it in the prompt.",
+    "Invert Image to Noise finds the noise of the picture on the left; drawn from it with the same prompt the picture comes back, "
+    "and with another one it changes where the prompt does. Raise **cfg** of the last samplers to change more. Put your own "
+    "picture through VAE Encode in place of the drawn one, and describe it in the prompt.",
 )
 def invert_and_edit(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")

@@ -16,6 +16,8 @@ from sparse_core.files import load_dictionary, save_dictionary
 ROBOT = desk.REPOSITORY / "sparse_core" / "demo" / "dictionaries" / "robot.safetensors"
 HOSTILE = '<img src="http://127.0.0.1:9/x" onerror="window.hacked = 1"><script>window.hacked = 1</script>'
 STRONGEST = "L15.o[14]"
+WEAK = "L0.k[11]"
+"""An atom without a picture."""
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -84,8 +86,12 @@ def test_search_and_sorting_find_an_atom(report: Page) -> None:
     expect(addresses).to_have_count(1)
     report.get_by_label("Search").fill("the door")
     expect(addresses).to_have_count(1)
-    report.get_by_label("Search").fill("no such atom")
+    report.get_by_label("Search").fill("picture")  # is said of every atom, and is no atom's
     expect(report.locator("#none")).to_be_visible()
+    report.get_by_label("Search").fill(WEAK)
+    expect(report.locator("tr:not([hidden]) code")).to_have_text([WEAK])
+    expect(report.locator("tr:not([hidden]) code")).to_be_visible()
+    expect(report.locator("#none")).to_be_hidden()
     report.get_by_label("Search").fill("")
     report.get_by_label("Sort by").select_option("size")
     sizes = report.evaluate("[...document.querySelectorAll('.card')].map(card => Number(card.dataset.size))")

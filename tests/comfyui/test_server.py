@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -249,6 +250,18 @@ def test_a_new_dictionary_is_first_in_the_list_at_once(server: Server) -> None:
         assert names[0] == f"{name}.safetensors"
     for name in ("older", "newest"):
         server.place(f"{name}.safetensors").unlink()
+
+
+def test_a_link_that_leads_nowhere_takes_no_other_dictionary_away(server: Server, dictionary_file: str) -> None:
+    link = server.place("unmounted.safetensors")
+    link.symlink_to("/nowhere/unmounted.safetensors")
+    known = server.client.object_info()
+    kind, options = known["SparseAtoms_Load"]["input"]["required"]["name"]
+    names = options["options"] if kind == "COMBO" else kind
+    listed = [card["name"] for card in json.loads(server.client.get("/sparse_atoms/dictionaries"))]
+    link.unlink()
+    for found in (names, listed):
+        assert dictionary_file in found and link.name not in found
 
 
 def test_an_overwritten_file_is_loaded_again(server: Server) -> None:
