@@ -234,7 +234,7 @@ class AtomPictures(ControlNode):
         )
 
     @classmethod
-    def validate_inputs(cls, atoms: list[str]) -> bool | str:
+    def validate_inputs(cls, atoms: list[str | None]) -> bool | str:
         return super().validate_inputs(atoms[0])
 
     @classmethod

@@ -24,19 +24,15 @@ from ..sparse_core.controls import (
 )
 from ..sparse_core.hosts.comfyui import listen
 from ..sparse_core.replaying import Replay
-from .types import CONTROLS, RecordingType, atoms_input, dictionary_input, dictionary_output
+from .types import CONTROLS, RecordingType, atoms_input, checked, dictionary_input, dictionary_output
 
 
 class ControlNode(io.ComfyNode):
     """What all controls share: a selection is checked before anything runs."""
 
     @classmethod
-    def validate_inputs(cls, atoms: str = "*") -> bool | str:
-        try:
-            parse_selection(atoms)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, atoms: str | None = "*") -> bool | str:
+        return checked(parse_selection, atoms)
 
 
 class AtomWeights(io.ComfyNode):
@@ -64,12 +60,8 @@ class AtomWeights(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lines: str) -> bool | str:
-        try:
-            parse_lines(lines)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, lines: str | None) -> bool | str:
+        return checked(parse_lines, lines)
 
     @classmethod
     def execute(cls, dictionary: SparseAdapter, lines: str) -> io.NodeOutput:

@@ -13,7 +13,7 @@ from ..sparse_core.describe import describe
 from ..sparse_core.files import load_dictionary, save_dictionary
 from ..sparse_core.training.metadata import file_metadata
 from . import folders
-from .types import CATEGORY, dictionary_input, dictionary_output
+from .types import CATEGORY, checked, dictionary_input, dictionary_output, file_fingerprint
 
 
 class LoadSparseDictionary(io.ComfyNode):
@@ -38,17 +38,12 @@ class LoadSparseDictionary(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
-        try:
-            folders.resolve(name)
-        except FileNotFoundError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        return checked(folders.resolve, name)
 
     @classmethod
-    def fingerprint_inputs(cls, name: str) -> str:
-        stat = folders.resolve(name).stat()
-        return f"{stat.st_mtime_ns} {stat.st_size}"
+    def fingerprint_inputs(cls, name: str | None) -> str:
+        return file_fingerprint(folders.resolve, name)
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:

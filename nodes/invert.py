@@ -58,7 +58,9 @@ class InvertImage(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="For KSampler (Advanced) with add_noise off."),
+                io.Latent.Output(
+                    display_name="latent", tooltip="For KSampler (Advanced) with add_noise off. Not for flow models."
+                ),
                 io.Noise.Output(display_name="noise", tooltip="For SamplerCustomAdvanced, with an empty latent."),
                 io.String.Output(display_name="report"),
             ],

@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.hosts.comfyui import import_lora, patch_clip
-from .types import CATEGORY, dictionary_output
+from .types import CATEGORY, checked, dictionary_output, file_fingerprint
 
 
 class LoadLoraAsDictionary(io.ComfyNode):
@@ -67,17 +67,12 @@ class LoadLoraAsDictionary(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str) -> bool | str:
-        try:
-            resolve(lora_name)
-        except FileNotFoundError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, lora_name: str | None) -> bool | str:
+        return checked(resolve, lora_name)
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, **_: object) -> str:
-        stat = resolve(lora_name).stat()
-        return f"{stat.st_mtime_ns} {stat.st_size}"
+    def fingerprint_inputs(cls, lora_name: str | None, **_: object) -> str:
+        return file_fingerprint(resolve, lora_name)
 
     @classmethod
     def execute(

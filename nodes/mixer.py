@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.mixer import mix as mixed
 from ..sparse_core.mixer import panel_data, parse_mix
-from .types import CONTROLS, dictionary_input, dictionary_output
+from .types import CONTROLS, checked, dictionary_input, dictionary_output
 
 
 class AtomMixer(io.ComfyNode):
@@ -36,12 +36,8 @@ class AtomMixer(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, mix: str) -> bool | str:
-        try:
-            parse_mix(mix)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, mix: str | None) -> bool | str:
+        return checked(parse_mix, mix)
 
     @classmethod
     def execute(cls, dictionary: SparseAdapter, mix: str) -> io.NodeOutput:

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.files import save_dictionary
 from ..sparse_core.hosts.comfyui import ComfyHost, examples_of, single_entries
-from ..sparse_core.training import PRESETS, Preview, Progress, TrainingSettings, prior_examples, train
+from ..sparse_core.training import PRESETS, Preview, Progress, TrainingSettings, prior_examples, shared_out, train
 from ..sparse_core.training.metadata import file_metadata
 from . import folders
 from .types import CATEGORY, dictionary_output
@@ -332,9 +332,17 @@ class TrainSparseDictionary(io.ComfyNode):
                 "A prior or preview prompt is connected, but no negative prompt. Connect an empty CLIP Text Encode to it."
             )
         if prior:
-            examples += prior_examples(
-                host, single_entries(prior), negative[0], shape, on_step=throw_exception_if_processing_interrupted
-            )
+            host.load()
+            sizes = dict.fromkeys(tuple(example.latents.shape) for example in examples)
+            for size, prompts in zip(sizes, shared_out(single_entries(prior), len(sizes)), strict=True):
+                examples += prior_examples(
+                    host,
+                    prompts,
+                    negative[0],
+                    size,
+                    count=len(prompts),
+                    on_step=throw_exception_if_processing_interrupted,
+                )
         picture = None
         if preview:
             picture = Preview(
@@ -358,6 +366,8 @@ class TrainSparseDictionary(io.ComfyNode):
             preview=picture,
             autosave=state,
         )
-        if state.exists():  # it is removed when a training has run to its end
+        if dictionary.metadata["training"]["finished"]:
+            state.unlink(missing_ok=True)
+        else:
             save_dictionary(dictionary, folders.free_path(f"{name[0]}_cancelled"))
         return io.NodeOutput(SparseAdapter(dictionary), {"loss": losses})

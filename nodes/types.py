@@ -1,4 +1,8 @@
-"""Names that all nodes share."""
+"""Names, inputs and checks that nodes share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -35,3 +39,21 @@ def atoms_input(default: str, tooltip: str) -> io.Input:
         default=default,
         tooltip=f'{tooltip} Examples: * (all), L3, L3.v[7], attn2, middle, top:32, label:"roof".',
     )
+
+
+def checked(check: Callable[[str], Any], value: str | None) -> bool | str:
+    """What ``validate_inputs`` says of a value: True, or what is wrong with it. What a link brings is None until it runs."""
+    try:
+        if value is not None:
+            check(value)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return True
+
+
+def file_fingerprint(resolve: Callable[[str], Path], name: str | None) -> str:
+    """What changes when a file does. What a link brings is None, and a change of it runs the node anyway."""
+    if name is None:
+        return ""
+    stat = resolve(name).stat()
+    return f"{stat.st_mtime_ns} {stat.st_size}"

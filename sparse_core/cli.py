@@ -24,7 +24,7 @@ from .compose import cli as compose
 from .controls import SparseAdapter
 from .demo import cli as demo
 from .dictionary import SparseDictionary
-from .files import SUFFIX, load_dictionary, save_dictionary
+from .files import load_dictionary, save_dictionary, with_suffix
 from .interrupting import INTERRUPTED, stop_on_interrupt
 from .layers import PROJECTIONS
 from .plan import MaskPlacementError
@@ -36,6 +36,7 @@ from .training import (
     TrainingSettings,
     TrainingStopped,
     prior_examples,
+    shared_out,
     train,
 )
 from .training.metadata import file_metadata
@@ -56,6 +57,9 @@ BAR = "\N{FULL BLOCK}"  # sources stay within what every system reads
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; wrong usage leaves through `SystemExit`, as argparse does it."""
+    if hasattr(sys.stdout, "reconfigure"):
+        # Windows writes into files in its code page, which has neither the bars of `info` nor every letter of a label.
+        sys.stdout.reconfigure(errors="replace")
     options = build_parser().parse_args(arguments)
     # Set before transformers is imported: it warns of torchvision, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -249,7 +253,7 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
     pictures = read_folder(options.images, options.word, side)
     quiet = not processes.leads
     examples = read_examples(host, pictures, quiet)
-    to_keep = read_prior(host, options, examples[0].latents, quiet)
+    to_keep = read_prior(host, options, examples, quiet)
     held_out = []
     if options.held_out:
         held_out = read_examples(host, read_folder(options.held_out, options.word, side), quiet)
@@ -289,6 +293,8 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
     if quiet:
         return 0
     save_dictionary(dictionary, out)
+    if dictionary.metadata["training"]["finished"]:
+        state.unlink(missing_ok=True)
     print(f"{out}: {len(dictionary)} atoms, {out.stat().st_size / 1000:.0f} kB")
     if stopped:
         print(f"{PROGRAM}: interrupted; what was learnt in {bar.n} steps is saved. --resume goes on.", file=sys.stderr)
@@ -304,23 +310,34 @@ def read_examples(host: DiffusersHost, pictures: Sequence[CaptionedPicture], qui
     return list(bar)
 
 
-def read_prior(host: DiffusersHost, options: argparse.Namespace, like: Tensor, quiet: bool) -> list[Example]:
-    """The prior pictures asked for: those of a folder, and those that the model draws, of the size of ``like``."""
-    from .pictures import read_folder
+def read_prior(
+    host: DiffusersHost, options: argparse.Namespace, to_learn: Sequence[Example], quiet: bool
+) -> list[Example]:
+    """The prior pictures asked for, those of a folder and those that the model draws: in every size that there is to learn
+    from, since a batch is of one size."""
+    from .pictures import read_folder, trimmed
     from .pipelines import native_side
 
-    examples = []
+    examples, factor = [], host.pipeline.vae_scale_factor
+    shapes = dict.fromkeys(tuple(example.latents.shape) for example in to_learn)
+    sides = {shape: (shape[-2] * factor, shape[-1] * factor) for shape in shapes}
     if options.prior_folder:
         pictures = read_folder(options.prior_folder, None, native_side(host.pipeline))
-        examples += [replace(example, prior=True) for example in read_examples(host, pictures, quiet)]
+        fitting = [trimmed(picture, *size) for size in sides.values() for picture in pictures]
+        examples += [replace(example, prior=True) for example in read_examples(host, fitting, quiet)]
     if options.prior_prompts:
-        factor = host.pipeline.vae_scale_factor
-        size = like.shape[-2] * factor, like.shape[-1] * factor
-        conditions = [host.encode_prompt(prompt, size) for prompt in options.prior_prompts]
+        shares = shared_out(options.prior_prompts, len(shapes))
         with tqdm(desc="drawing prior pictures", unit="step", leave=False, disable=quiet) as bar:
-            examples += prior_examples(
-                host, conditions, host.encode_prompt("", size), tuple(like.shape), on_step=bar.update
-            )
+            for (shape, size), prompts in zip(sides.items(), shares, strict=True):
+                conditions = [host.encode_prompt(prompt, size) for prompt in prompts]
+                examples += prior_examples(
+                    host,
+                    conditions,
+                    host.encode_prompt("", size),
+                    shape,
+                    count=len(prompts),
+                    on_step=bar.update,
+                )
     return examples
 
 
@@ -385,7 +402,7 @@ def run_generate(options: argparse.Namespace) -> None:
     """Draws and saves."""
     from .generate import Sampling, controlled, generate, numbered
     from .hosts.diffusers import DiffusersHost
-    from .pictures import read_picture, write_picture
+    from .pictures import read_mask, write_picture
     from .pipelines import load_pipeline
 
     if options.count < 1:
@@ -399,18 +416,17 @@ def run_generate(options: argparse.Namespace) -> None:
             strength=options.strength,
             lines=read_lines(options.atoms_lines),
             density=options.density,
-            mask=read_picture(options.mask) if options.mask else None,
+            mask=read_mask(options.mask) if options.mask else None,
             prompt=options.on,
         )
         stack.append(adapter)
     host = DiffusersHost(load_pipeline(options.model, options.config))
-    prompts = [options.prompt] * options.count
-    seeds = range(options.seed, options.seed + options.count)
-    with tqdm(total=sampling.steps * options.count, desc="drawing", unit="step") as bar:
-        pictures = generate(host, prompts, seeds, sampling, stack, bar.update)
-    for path, picture in zip(numbered(options.out, options.count), pictures, strict=True):
-        write_picture(picture, path)
-        print(path)
+    total = sampling.steps * options.count
+    with host.patched(stack), tqdm(total=total, desc="drawing", unit="step") as bar:
+        for seed, path in enumerate(numbered(options.out, options.count), options.seed):
+            (picture,) = generate(host, [options.prompt], [seed], sampling, (), bar.update)
+            write_picture(picture, path)
+            bar.write(str(path))
 
 
 def add_info(commands: argparse._SubParsersAction) -> None:
@@ -429,7 +445,7 @@ def add_info(commands: argparse._SubParsersAction) -> None:
 def run_info(options: argparse.Namespace) -> None:
     """Describes a file."""
     facts = facts_of(load_dictionary(options.file), max(options.top, 0))
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if options.json else readable(options.file.name, facts))
+    print(json.dumps(facts, indent=2) if options.json else readable(options.file.name, facts))
 
 
 def facts_of(dictionary: SparseDictionary, top: int) -> dict:
@@ -532,6 +548,9 @@ def run_report(options: argparse.Namespace) -> None:
     if not (options.prompt or trigger):
         raise ValueError(f"{options.file.name} names no trigger. Say what to draw with --prompt.")
     prompt = options.prompt or f"a {trigger}"
+    if options.out.is_dir():
+        raise ValueError(f"{options.out} is a folder; expected the .html file to write. Name one, in it or elsewhere.")
+    options.out.parent.mkdir(parents=True, exist_ok=True)  # a path that can't be is told before minutes of drawing
     pipeline = load_pipeline(options.model, options.config)
     taught = read_folder(options.images, options.word or trigger, native_side(pipeline)) if options.images else ()
     host = DiffusersHost(pipeline)
@@ -615,11 +634,8 @@ def width_and_height(text: str) -> tuple[int, int]:
     return width, height
 
 
-def with_suffix(path: Path) -> Path:
-    """The path with the suffix of a dictionary, which Load Sparse Dictionary looks for."""
-    return path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
-
-
 def read_lines(given: Sequence[str]) -> str:
     """Lines of atom weights; ``@FILE`` stands for the lines of a file."""
-    return "\n".join(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text for text in given)
+    from .pictures import read_text
+
+    return "\n".join(read_text(Path(text[1:])) if text.startswith("@") else text for text in given)

@@ -73,7 +73,8 @@ def draw_batch(
     host: Host, examples: Sequence[Example], rows: int, generator: Generator, own: slice = slice(None)
 ) -> Batch:
     """Draws ``rows`` examples of one size, each size as often as it has pictures; where there are prior pictures of that
-    size, they make up half of the rows. Draws happen on the CPU, so a seed gives the same training on every device.
+    size, they make up half of the rows, and a single row in one of two batches. Draws happen on the CPU, so a seed gives the
+    same training on every device.
 
     :param own: which of the rows to hand out; all are drawn.
     """
@@ -81,7 +82,9 @@ def draw_batch(
     size = subjects[int(torch.randint(len(subjects), (), generator=generator))].latents.shape
     to_learn = [e for e in subjects if e.latents.shape == size]
     to_keep = [e for e in examples if e.prior and e.latents.shape == size]
-    kept = rows // 2 if to_keep else 0
+    kept = 0
+    if to_keep:
+        kept = rows // 2 if rows > 1 else int(torch.randint(2, (), generator=generator))
     chosen = _draw(to_learn, rows - kept, generator) + _draw(to_keep, kept, generator)
     # Noise levels are stratified within each half: less variance at no cost.
     progress = torch.cat([_stratified(rows - kept, generator), _stratified(kept, generator)])

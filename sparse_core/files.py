@@ -146,6 +146,11 @@ def read_header(path: Path) -> dict[str, str]:
     return {**metadata, "": " ".join(entries)[:100_000]}
 
 
+def with_suffix(path: Path) -> Path:
+    """The path with the suffix of a dictionary, which Load Sparse Dictionary looks for."""
+    return path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes to a temporary name beside ``path``, then renames: a reader never sees half a file."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .files import write_atomically
@@ -17,8 +18,8 @@ from .hosts.diffusers import DiffusersHost
 from .training import Example
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-MASK = ".mask.png"
-"""In place of a picture's suffix: where the picture shows what is to be learnt."""
+MASK = ".mask"
+"""Between name and suffix of a picture that shows where another of that name holds what is to be learnt."""
 GRID = 8
 """Pixels per latent: sides are multiples of it."""
 
@@ -36,30 +37,48 @@ class CaptionedPicture(NamedTuple):
 def read_folder(folder: Path, word: str | None, side: int) -> list[CaptionedPicture]:
     """The pictures of a folder by name, each with the caption in the ``.txt`` beside it, or else ``word``.
 
-    A ``NAME.mask.png`` beside ``NAME.jpg`` is its mask.
+    A ``NAME.mask.png`` beside ``NAME.jpg`` is its mask, whatever the suffixes.
 
     :param side: the size the model was trained at; pictures are fitted to it.
-    :raises ValueError: there is no folder, no picture, a picture that can't be read, one without a caption, or a mask that
-        does not fit its picture.
+    :raises ValueError: there is no folder, no picture, a picture or caption that can't be read, a picture without a caption,
+        or a mask that does not fit its picture.
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}; expected one with pictures ({', '.join(SUFFIXES)}).")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    paths = [path for path in found if not path.name.endswith(MASK)]
+    paths = [path for path in found if not _is_mask(path)]
     if not paths:
         raise ValueError(f"{folder} holds no pictures; expected files that end in {', '.join(SUFFIXES)}.")
-    if strays := set(found) - set(paths) - {path.with_suffix(MASK) for path in paths}:
-        stray = min(strays).name
+    masks = _masks(filter(_is_mask, found))
+    if strays := masks.keys() - {path.with_suffix("") for path in paths}:
+        stray = min(strays)
         raise ValueError(
-            f"{stray} is a mask, but there is no picture {stray.removesuffix(MASK)} beside it. Name both alike, or remove it."
+            f"{masks[stray].name} is a mask, but there is no picture {stray.name} beside it. Name both alike, or remove it."
         )
-    return [_captioned(path, word, side) for path in paths]
+    return [_captioned(path, masks.get(path.with_suffix("")), word, side) for path in paths]
 
 
-def _captioned(path: Path, word: str | None, side: int) -> CaptionedPicture:
+def _is_mask(path: Path) -> bool:
+    return path.stem.lower().endswith(MASK)
+
+
+def _masks(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Each under the path of its picture without the suffix: paths compare as the system compares them.
+
+    :raises ValueError: two are of one picture.
+    """
+    masks: dict[Path, Path] = {}
+    for path in paths:
+        first = masks.setdefault(path.with_suffix("").with_suffix(""), path)
+        if first is not path:
+            raise ValueError(f"{first.name} and {path.name} are masks of one picture; expected one. Remove the other.")
+    return masks
+
+
+def _captioned(path: Path, where: Path | None, word: str | None, side: int) -> CaptionedPicture:
     picture, mask = read_picture(path), None
-    if (where := path.with_suffix(MASK)).is_file():
-        mask = read_picture(where).convert("L")
+    if where is not None:
+        mask = read_mask(where)
         if mask.size != picture.size:
             raise ValueError(
                 f"{where.name} has {mask.width}x{mask.height} pixels and {path.name} {picture.width}x{picture.height}; "
@@ -74,6 +93,15 @@ def fit(picture: Image.Image, side: int) -> Image.Image:
     scale = side / (picture.width * picture.height) ** 0.5
     width, height = (max(1, round(length * scale / GRID)) * GRID for length in picture.size)
     return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+
+
+def trimmed(picture: CaptionedPicture, height: int, width: int) -> CaptionedPicture:
+    """The picture, with its mask, scaled and cut to these pixels."""
+    whole, mask = (
+        image if image is None else ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        for image in (picture.picture, picture.mask)
+    )
+    return picture._replace(picture=whole, mask=mask)
 
 
 @torch.no_grad()
@@ -101,12 +129,50 @@ def read_picture(path: Path) -> Image.Image:
 
     :raises ValueError: it can't be read.
     """
+    return _read_on(path, "white")
+
+
+def read_mask(path: Path) -> Image.Image:
+    """The picture in greys, on black where it is transparent: what is not painted white does not count.
+
+    :raises ValueError: it can't be read.
+    """
+    return _read_on(path, "black").convert("L")
+
+
+def _read_on(path: Path, paper: str) -> Image.Image:
+    """The picture in RGB on paper of a colour."""
     try:
-        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
-    except (UnidentifiedImageError, OSError) as error:
+        with warnings.catch_warnings():
+            # A scan of a hundred megapixels is fitted to the model like any other picture.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = _in_8_bits(ImageOps.exif_transpose(Image.open(path))).convert("RGBA")
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{path.name} can't be read as a picture: it is too large, or damaged. {error} Scale it down, or remove it."
+        ) from error
+    except (OSError, ValueError, SyntaxError) as error:  # the last two from the chunks of a damaged PNG
         raise ValueError(f"{path.name} can't be read as a picture: {error}.") from error
-    paper = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(paper, picture).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, paper), picture).convert("RGB")
+
+
+def _in_8_bits(picture: Image.Image) -> Image.Image:
+    """Greys of 16 bits scaled down: Pillow cuts them off at 255, which is nearly white all over."""
+    if picture.mode != "I" and not picture.mode.startswith("I;16"):
+        return picture
+    greys = (np.asarray(picture).astype(np.int64) + 128) // 257  # 65535 is 255 * 257
+    return Image.fromarray(greys.clip(0, 255).astype(np.uint8))
+
+
+def read_text(path: Path) -> str:
+    """A text that a person wrote, without the mark that Windows sets before UTF-8.
+
+    :raises ValueError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8: {error}. Save it as UTF-8 in a text editor.") from error
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:
@@ -127,7 +193,7 @@ def _on_grid(mask: Image.Image | None, latents: Tensor) -> Tensor | None:
 
 def _caption(path: Path, word: str | None) -> str:
     text = path.with_suffix(".txt")
-    caption = text.read_text(encoding="utf-8").strip() if text.is_file() else (word or "")
+    caption = (read_text(text).strip() if text.is_file() else "") or word
     if not caption:
         raise ValueError(f"{path.name} has no caption: write one into {text.name}, or give a word for all with --word.")
     return caption

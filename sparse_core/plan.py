@@ -259,7 +259,7 @@ class Plan:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Plan:
         """The plan on the model's device, matmuls in its type."""
-        return self.map(lambda matrix: matrix.to(device, dtype), lambda other: other.to(device))
+        return self.map(lambda matrix: _usable(matrix.to(device, dtype)), lambda other: _usable(other.to(device)))
 
     @property
     def device(self) -> torch.device | None:
@@ -318,6 +318,11 @@ class Plan:
             made = weight()
             self._grids[key] = Region(made, made.ne(0).any(dim=0).nonzero()[:, 0])
         return self._grids[key]
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    """What was made in inference mode, as files are read in ComfyUI, can't be part of a training."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def _place(mask: Tensor, crop: Crop, grid: tuple[int, int]) -> Tensor:

@@ -115,7 +115,7 @@ def _estimate(
     """Of the clean latents, guided."""
     at = torch.full((len(noisy),), progress)
     clean = host.denoise(noisy, at, condition)
-    return clean if guidance == 1 else torch.lerp(host.denoise(noisy, at, negative), clean, guidance)
+    return clean if guidance == 1 else torch.lerp(host.denoise(noisy, at, negative, positive=False), clean, guidance)
 
 
 def _scales(host: Host, like: Tensor, progress: float) -> tuple[Tensor, Tensor]:

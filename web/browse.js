@@ -23,8 +23,10 @@ export async function browse(api, current, pick) {
     grid.replaceChildren(...chosen.map((card) => cardOf(api, card, card.name === current, () => (pick(card.name), dialog.close()))));
     if (!chosen.length) grid.textContent = "No dictionary is called so.";
   };
-  search.addEventListener("input", show);
-  if (cards) show();
+  if (cards) {
+    search.addEventListener("input", show);
+    show();
+  }
   search.focus();
 }
 
@@ -35,9 +37,13 @@ export function matches(card, query) {
 }
 
 async function fetchCards(api, grid) {
-  const answer = await api.fetchApi("/sparse_atoms/dictionaries");
-  if (answer.ok) return answer.json();
-  grid.textContent = `The server does not say which dictionaries there are (${answer.status}). Restart ComfyUI.`;
+  try {
+    const answer = await api.fetchApi("/sparse_atoms/dictionaries");
+    if (answer.ok) return await answer.json();
+    grid.textContent = `The server does not say which dictionaries there are (${answer.status}). Restart ComfyUI.`;
+  } catch {
+    grid.textContent = "The server does not answer. See that ComfyUI runs, then close this and press Pick by picture again.";
+  }
   return null;
 }
 

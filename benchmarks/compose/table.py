@@ -19,6 +19,7 @@ from sparse_core.files import write_atomically
 from ..cells import digest, source_digest
 from ..quality.concepts import Asked
 from ..quality.presets import METHODS as TRAINED
+from ..quality.presets import suited
 from ..quality.recogniser import Recogniser, thing_labels, train_recogniser
 from ..quality.table import CORE, SCORE_SOURCES, Lab, Setup, Unit, file_digest
 from .composing import METHODS, composed
@@ -46,7 +47,8 @@ class Look(NamedTuple):
 
     def trainings(self) -> list[Unit]:
         """What has to be trained for it."""
-        return [Unit(task, self.seed, TRAINED[METHODS[self.method].trained], ()) for task in self.pair.tasks]
+        taught = TRAINED[METHODS[self.method].trained]
+        return [Unit(task, self.seed, suited(taught, task.kind), ()) for task in self.pair.tasks]
 
 
 class Bench:

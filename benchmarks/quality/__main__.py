@@ -30,7 +30,7 @@ from ..machine import versions
 from . import report
 from .concepts import CONCEPTS, HALVES, STYLES_OF_HALF, Task, sprite_files, tasks
 from .methods import Method
-from .presets import CONTROLS, MAIN, METHODS, ON_ONE_PROMPT, named, points, points_on_one_prompt
+from .presets import CONTROLS, MAIN, METHODS, ON_ONE_PROMPT, named, points, points_on_one_prompt, suited
 from .rounds import ROUNDS
 from .summary import comparable, gain_kept, looks, summary
 from .table import Keys, Setup, Unit, fill, names
@@ -108,7 +108,7 @@ def units(chosen: Sequence[Task], tier: Tier, methods: Sequence[Method], control
     parts += [(first, controls, dev, points), (first, others, everything, points)]
     parts += [(seed, main, everything, points) for seed in further]
     return [
-        Unit(task, seed, method, along(method, STRENGTHS))
+        Unit(task, seed, suited(method, task.kind), along(method, STRENGTHS))
         for seed, some, where, along in parts
         for task in where
         for method in some

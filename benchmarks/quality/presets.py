@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sparse_core.training import PRESETS, TrainingSettings
 
+from .concepts import Kind
 from .methods import POSITIVE, Method, Point
 
 OURS = "sparse dictionary"
@@ -39,6 +41,8 @@ METHODS: dict[str, Method] = {
     )
 }
 """What is compared on both halves."""
+FOR_STYLES: Mapping[str, Mapping[str, Any]] = {OURS: PRESETS["style"], "LoRA": {"learning_rate": 1e-3}}
+"""What suits a method better where it learns a style, as fields of its settings."""
 MAIN = (OURS, "LoRA", "Adapter")
 """What is compared first, and again with further seeds."""
 ON_ONE_PROMPT = (OURS, "LoRA")
@@ -63,6 +67,12 @@ SHORT_NAMES = {
 }
 """Names for the command line, beside the full ones."""
 PEERS_OF_EQUAL_SIZE = ("LoRA", "DoRA", "LoHa", "Adapter")
+
+
+def suited(method: Method, kind: Kind) -> Method:
+    """The method with the settings that it teaches things or styles with."""
+    changes = FOR_STYLES.get(method.name, {}) if kind == "style" else {}
+    return replace(method, settings=replace(method.settings, **changes))
 
 
 def named(names: list[str]) -> list[Method]:

@@ -34,8 +34,9 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "model's judge sees. *Likeness*: mean of a recogniser's certainty and of how close the pixels come to the right "
         "answer. *Drift*: grey levels by which pictures move whose prompts don't name what was taught. *Hypervolume*: the "
         "area under a method's curve of text against likeness over its sliders, beyond the text of lessons learnt by heart "
-        "and the likeness of the untaught base; 95 % bootstrap interval over trainings and prompts. Made by "
-        "`make bench-quality`.",
+        "and the likeness of the untaught base; 95 % bootstrap interval over trainings and prompts. *Training, s*: under "
+        "whatever load each ran; [speeds](speed.md) are compared elsewhere. *Sampling*: drawn in turns with the plain model. "
+        "Made by `make bench-quality`.",
         f"{report['tier']} Seeds {', '.join(map(str, report['seeds']))}. {known}.",
     ]
     for half in HALVES:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from sparse_core.training import PRESETS
-
 from .methods import Method
 from .presets import METHODS, OURS
 
@@ -58,20 +56,35 @@ ROUNDS = {
         [ours(steps=800)],
     ),
     "style": Round(
-        "A style, which every part of a picture shows, is learnt in fewer steps than a thing: what its preset says.",
-        [ours(**PRESETS["style"])],
+        "A style shows in every token, and a threshold of two deviations lets a twentieth of them act: a lower one, or a weaker "
+        "group term, reaches the rest.",
+        [
+            ours(steps=300),
+            *(ours(threshold=threshold) for threshold in (0.5, 1.0)),
+            *(ours(sparsity=1e-5, threshold=threshold) for threshold in (1.0, 2.0)),
+            *(ours(learning_rate=8e-3, threshold=threshold) for threshold in (1.0, 2.0)),
+            *(peer("LoRA", rate) for rate in (1e-3, 4e-3)),
+        ],
+    ),
+    "dense style": Round(
+        "Lower thresholds and a weaker group term helped a style; gentler rates, which keep more atoms firing, help too.",
+        [
+            ours(learning_rate=8e-3, sparsity=1e-5, threshold=1.0),
+            ours(learning_rate=4e-3, sparsity=1e-5, threshold=1.0),
+            ours(learning_rate=4e-3, sparsity=1e-5, threshold=0.5),
+            ours(learning_rate=4e-3, sparsity=1e-5, threshold=0.0),
+        ],
     ),
     "bold": Round(
         "With more pictures in a batch, all rates can be higher.",
         [ours(learning_rate=3.2e-2)],
     ),
     "base": Round(
-        "The presets' rate is near the edge of falling apart; on another base that edge, or the right weight of the group term, "
-        "is elsewhere.",
+        "On a deeper base one weight of the group term closes all sites but the outermost: a weaker one, or gentler rates, serve "
+        "both bases.",
         [
-            *(ours(learning_rate=rate) for rate in (4e-3, 8e-3)),
-            ours(sparsity=1.2e-5),
-            *(ours(warm_up=share) for share in (0.25, 0.5)),
+            *(ours(sparsity=weight) for weight in (1e-5, 3e-5)),
+            *(ours(learning_rate=8e-3, sparsity=weight) for weight in (1e-5, 1e-4)),
             METHODS["LoRA"],
         ],
     ),

@@ -28,6 +28,8 @@ class Look(NamedTuple):
     training: dict[str, Any]
     points: dict[Point, dict[str, Any]]
     reference: dict[str, Any]
+    overhead: float
+    """Time for a picture over that of the plain model."""
 
     def curve(self, chosen: np.ndarray | slice = slice(None)) -> list[tuple[float, float]]:
         """(text, likeness) of every point that a user's sliders reach, over chosen prompts."""
@@ -51,6 +53,7 @@ def looks(keys: Keys, cells: Cells, units: Iterable[Unit]) -> list[Look]:
             cells[keys.training(unit)],
             {point: cells[keys.point(unit, point)] for point in unit.points},
             cells[keys.reference(unit.task)],
+            cells[keys.overhead(unit)]["ratio"],
         )
         for unit in units
         if complete(keys, cells, unit)
@@ -131,10 +134,7 @@ def _method(mine: Sequence[Look], common: float | None) -> dict[str, Any]:
         "params": round(mean(look.training["parameters"] for look in mine)),
         "bytes": round(mean(look.training["bytes"] for look in mine)),
         "training_seconds": mean(look.training["seconds"] for look in mine),
-        "sampling_overhead": mean(
-            np.median([scores["seconds"] for scores in look.points.values()]) / look.reference["seconds"]
-            for look in mine
-        ),
+        "sampling_overhead": mine[0].overhead,
         "points": [{**point._asdict(), **figures} for point, figures in averages.items()],
     }
 

@@ -39,6 +39,8 @@ SCORE_SOURCES = [CORE / "demo" / "judge.py", HERE / "scores.py", HERE / "recogni
 
 ALONE = ", on the positive prompt only"
 """After the names of methods that leave the negative prompt to the plain model."""
+TIMED_PICTURES, TIMED_TURNS = 8, 5
+"""What is drawn in turns with and without an adapter to see how long it takes."""
 NOISE = {"asked": 10_000, "unrelated": 20_000}
 """First noise of each kind of picture: none is shared, nor is that of the prior pictures, which counts from 0."""
 
@@ -85,7 +87,12 @@ class Unit(NamedTuple):
     @property
     def title(self) -> str:
         """The method and, where it is not as usual, the prompt it acts on."""
-        return self.method.name + (ALONE if all(point.prompt == POSITIVE for point in self.points) else "")
+        return self.method.name + (ALONE if self.prompt == POSITIVE else "")
+
+    @property
+    def prompt(self) -> str:
+        """Where it acts at all its points."""
+        return self.points[0].prompt
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,12 @@ class Keys:
         what = [self._world, self._model, self._scores, asdict(task), self.setup.sampling()]
         return "reference/" + digest(what)
 
+    def overhead(self, unit: Unit) -> str:
+        """Of the time that a method takes to draw, whatever it has learnt."""
+        method, settings = unit.method, unit.method.settings
+        what = [method.family, method.size, settings.atoms, settings.projections, settings.attentions, unit.prompt]
+        return "overhead/" + digest([self._model, self._method, what, self.setup.sampling_steps, self.setup.guidance])
+
 
 def file_digest(path: Path) -> str:
     """12 hex digits of a file."""
@@ -187,12 +200,9 @@ class Lab:
         key = self.keys.reference(task)
         if key not in self.cells:
             asked = questions(task, self.setup.prompts)
-            began = time.perf_counter()
-            base = self.draw(asked, "asked")
-            seconds = (time.perf_counter() - began) / len(asked)
             right = self.scorer.right(task, asked)
             pictures = {
-                "base": base,
+                "base": self.draw(asked, "asked"),
                 "right": right,
                 "drawable": self.sampler.drawable(right),
                 "wrong": self.scorer.wrong(task, asked),
@@ -200,7 +210,7 @@ class Lab:
             }
             answers = {name: self.scorer.answers(task, asked, made) for name, made in pictures.items()}
             check(answers["right"], answers["wrong"])
-            self.cells[key] = {name: asdict(one) for name, one in answers.items()} | {"seconds": seconds}
+            self.cells[key] = {name: asdict(one) for name, one in answers.items()}
         return self.cells[key]
 
     def draw(self, asked: Sequence[Asked], kind: str) -> np.ndarray:
@@ -221,6 +231,7 @@ class Lab:
         """Measures what is missing of a unit; the number of its cells."""
         self.reference(unit.task)
         taught = self.taught(unit)
+        self.overhead(unit, taught)
         for point in unit.points:
             key = self.keys.point(unit, point)
             if key not in self.cells:
@@ -243,19 +254,34 @@ class Lab:
             }
         return Taught.load(path)
 
+    def overhead(self, unit: Unit, taught: Taught) -> dict[str, float]:
+        """How much longer a picture takes than without an adapter: the two in turns, since machines and their loads differ."""
+        key = self.keys.overhead(unit)
+        if key not in self.cells:
+            asked, ratios = unrelated(unit.task.half, TIMED_PICTURES), []
+            for _ in range(TIMED_TURNS):
+                alone = self._seconds(asked)
+                with at_work(self.sampler.host, unit.method, taught, Point(prompt=unit.prompt)):
+                    ratios.append(self._seconds(asked) / alone)
+            self.cells[key] = {"ratio": float(np.median(ratios))}
+        return self.cells[key]
+
+    def _seconds(self, asked: Sequence[Asked]) -> float:
+        began = time.perf_counter()
+        self.draw(asked, "unrelated")
+        return time.perf_counter() - began
+
     def _look(self, unit: Unit, taught: Taught, point: Point) -> dict[str, Any]:
         asked = questions(unit.task, self.setup.prompts)
         base = self.base_pictures(unit.task.half)
         with at_work(self.sampler.host, unit.method, taught, point):
-            began = time.perf_counter()
             made = self.draw(asked, "asked")
-            seconds = (time.perf_counter() - began) / len(asked)
             elsewhere = None
             if point.by == "importance":  # nobody would remove at random: how far that drifts is of no interest
                 elsewhere = self.draw(unrelated(unit.task.half, self.setup.unrelated), "unrelated")
         answers = asdict(self.scorer.answers(unit.task, asked, made))
         moved = {} if elsewhere is None else drift(elsewhere, base)
-        return {**answers, **moved, "seconds": seconds}
+        return {**answers, **moved}
 
 
 # -------------------------------------------------------------------------------------------------------------- workers
@@ -313,4 +339,5 @@ def complete(keys: Keys, cells: Cells, unit: Unit) -> bool:
 
 def names(keys: Keys, unit: Unit) -> list[str]:
     """Of all cells of a unit."""
-    return [keys.training(unit), keys.reference(unit.task), *(keys.point(unit, point) for point in unit.points)]
+    known = [keys.training(unit), keys.reference(unit.task), keys.overhead(unit)]
+    return [*known, *(keys.point(unit, point) for point in unit.points)]

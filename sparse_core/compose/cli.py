@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..addresses import parse_selection
 from ..controls import SparseAdapter
-from ..files import load_dictionary, save_dictionary
+from ..files import load_dictionary, save_dictionary, with_suffix
 from ..interrupting import INTERRUPTED, stop_on_interrupt
 from ..training import Progress, TrainingStopped, distil, questioned
 from ..training.distilling import DEFAULTS
@@ -32,7 +32,7 @@ def run_extract(options: argparse.Namespace) -> None:
     """Extracts and saves."""
     whole = SparseAdapter(load_dictionary(options.file))
     part = extract(whole, parse_selection(options.atoms), options.title)
-    saved = save_dictionary(part, options.out)
+    saved = save_dictionary(part, with_suffix(options.out))
     print(f"{saved}: {len(part)} of {len(whole.dictionary)} atoms, {saved.stat().st_size / 1000:.0f} kB")
 
 
@@ -68,6 +68,7 @@ def run_distil(options: argparse.Namespace) -> int:
     from ..hosts.diffusers import DiffusersHost
     from ..pipelines import load_pipeline
 
+    out = with_suffix(options.out)
     settings = replace(
         DEFAULTS,
         steps=options.steps,
@@ -79,6 +80,14 @@ def run_distil(options: argparse.Namespace) -> int:
     prompts = list(dict.fromkeys(prompt for given in options.prompt for prompt in read_prompts(given)))
     host = DiffusersHost(load_pipeline(options.model, options.config))
     lora = host.import_lora(options.lora)
+    print(lora.report())
+    if lora.text:
+        # Prompts encoded as the LoRA does it would be the pupil's too, and teach it what it never meets when it draws.
+        print(
+            f"Warning: the teacher lacks what {lora.name} does to the text encoder; for the whole LoRA, use Distil into "
+            "Dictionary in ComfyUI with prompts from the CLIP output of Load LoRA as Dictionary, and draw with that CLIP.",
+            file=sys.stderr,
+        )
     side = host.unet.config.sample_size
     with tqdm(desc="asking the LoRA") as bar:
         asked = questioned(
@@ -99,8 +108,8 @@ def run_distil(options: argparse.Namespace) -> int:
             if stopped:
                 raise TrainingStopped
 
-        dictionary = distil(host, asked, settings, on_step, file_metadata(options.title or options.out.stem))
-    saved = save_dictionary(dictionary, options.out)
+        dictionary = distil(host, asked, settings, on_step, file_metadata(options.title or out.stem))
+    saved = save_dictionary(dictionary, out)
     print(f"{saved}: {len(dictionary)} atoms, {saved.stat().st_size / 1000:.0f} kB")
     if stopped:
         print(f"Interrupted; what was learnt in {bar.n} steps is saved.", file=sys.stderr)
@@ -110,6 +119,8 @@ def run_distil(options: argparse.Namespace) -> int:
 
 def read_prompts(given: str) -> list[str]:
     """One prompt, or those of ``@FILE``, one in each line."""
+    from ..pictures import read_text
+
     if not given.startswith("@"):
         return [given]
-    return [line.strip() for line in Path(given[1:]).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(Path(given[1:])).splitlines() if line.strip()]

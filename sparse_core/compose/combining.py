@@ -61,7 +61,7 @@ def combine(
     whole = sum(len(part.atoms) for part in joined.values())
     joined = {site: _merge(part, merge_above) for site, part in joined.items()}
     distinct = sum(len(part.atoms) for part in joined.values())
-    if budget is not None:
+    if budget is not None and distinct > budget:
         joined = _within(joined, budget)
     rest = _rest(baked)
     if not joined and not rest:

@@ -36,10 +36,11 @@ class Host(Protocol):
     def snr(self, progress: Tensor) -> Tensor:
         """(rows,) signal-to-noise ratio at ``progress``; may be 0."""
 
-    def denoise(self, noisy: Tensor, progress: Tensor, condition: Any) -> Tensor:
+    def denoise(self, noisy: Tensor, progress: Tensor, condition: Any, positive: bool = True) -> Tensor:
         """The estimate of the clean latents, with whatever is patched in. Gradients reach every atom.
 
         :param condition: what `stack_conditions` gave for these rows.
+        :param positive: whether that is what guidance goes towards; atoms may act on one side alone.
         """
 
     def stack_conditions(self, conditions: Sequence[Any]) -> Any:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import comfy.model_management
 import comfy.patcher_extension
@@ -49,8 +50,11 @@ KEY = "sparse_atoms"
 HEARD = f"{KEY}_heard"
 """What a listening CLIP notes in its CONDITIONINGs, as a `Heard`."""
 
+GUIDED = f"{KEY}_guided"
+"""Under it the options of a step hold which of the guider's conditionings, by id, belong to a positive prompt."""
+
 KEPT_PLANS = 8
-"""Of one wrapper: conditionings with hooks bring others, each a team with a plan of its own."""
+"""Of one wrapper and UNet: conditionings with hooks bring others, each a team with a plan of its own."""
 
 Place = tuple[int, int, str]
 """Where ComfyUI says it is: running number of the SpatialTransformer, block inside it, attn1 or attn2."""
@@ -66,7 +70,8 @@ def list_layers(unet: torch.nn.Module) -> dict[Place, Layer]:
             f"A sparse dictionary acts on UNets of the Stable Diffusion kind (SD1.x, SD2.x, SDXL); this MODEL has a "
             f"{type(unet).__name__}. Connect a checkpoint of one of those families."
         )
-    stages = {"down": unet.input_blocks, "middle": [unet.middle_block], "up": unet.output_blocks}
+    middle = [] if unet.middle_block is None else [unet.middle_block]
+    stages = {"down": unet.input_blocks, "middle": middle, "up": unet.output_blocks}
     layers: dict[Place, Layer] = {}
     running = 0
     for stage, blocks in stages.items():
@@ -102,7 +107,7 @@ def apply_adapter(model: ModelPatcher, adapter: SparseAdapter, observer: Observe
     adapter.dictionary.check_fits(list(list_layers(model.model.diffusion_model).values()))
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, Wrapper((adapter,), observer))
-    for moment, once in ((WrappersMP.CALC_COND_BATCH, take_notes), (WrappersMP.PREPARE_SAMPLING, take_memory)):
+    for moment, once in {**LISTENERS, WrappersMP.PREPARE_SAMPLING: take_memory}.items():
         patched.remove_wrappers_with_key(moment, KEY)
         patched.add_wrapper_with_key(moment, KEY, once)
     return patched
@@ -126,7 +131,7 @@ def patch_clip(clip: comfy.sd.CLIP, lora: ImportedLora, strength: float) -> comf
 def hook_adapter(adapter: SparseAdapter) -> HookGroup:
     """The adapter as HOOKS, for conditionings: it acts on those that carry it alone, times their hook keyframes."""
     group = HookGroup()
-    group.add(TransformerOptionsHook({"wrappers": {WrappersMP.CALC_COND_BATCH: {KEY: [take_notes]}}}))
+    group.add(TransformerOptionsHook({"wrappers": {moment: {KEY: [once]} for moment, once in LISTENERS.items()}}))
     group.add(AdapterHook(adapter))
     return group
 
@@ -228,15 +233,59 @@ class AdapterHook(TransformerOptionsHook):
         comfy.patcher_extension.merge_nested_dicts(transformer_options, {"wrappers": wrappers}, copy_dict1=False)
 
 
+def take_names(executor: Callable, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None = None) -> Any:
+    """Leaves word for `take_notes` which of its conditionings the guider calls negative. Each guider has an order of its own,
+    and some nodes run one prompt alone."""
+    named = executor.class_obj.conds.items()
+    sides = {id(c): "negative" not in name for name, cond in named for c in cond}
+    return executor(x, timestep, _with(model_options, {GUIDED: sides}), seed)
+
+
 def take_notes(executor: Callable, model: BaseModel, conds: list, x: Tensor, timestep: Tensor, options: dict) -> Any:
     """Leaves word for the model calls of this step: which area of the picture each conditioning covers, since a call for
-    a regional one sees a crop and its masks must be cropped with it, what it names, and the noise schedule in use."""
-    entries = [c for cond in conds if cond is not None for c in cond]
-    areas = {c["uuid"]: tuple(c["area"]) for c in entries if "area" in c}
-    heard = {c["uuid"]: c[HEARD] for c in entries if HEARD in c}
-    note = {KEY: Note(model.model_sampling, tuple(x.shape[-2:]), areas, heard)}
-    options = {**options, "transformer_options": {**options.get("transformer_options", {}), **note}}
-    return executor(model, conds, x, timestep, options)
+    a regional one sees a crop and its masks must be cropped with it, what it names, which of them are the positive
+    prompt's, and the noise schedule in use."""
+    sides = options.get("transformer_options", {}).get(GUIDED, {})
+    lists = {index: cond for index, cond in enumerate(conds) if cond}
+    note = Note(
+        model.model_sampling,
+        tuple(x.shape[-2:]),
+        areas={c["uuid"]: tuple(c["area"]) for cond in lists.values() for c in cond if "area" in c},
+        heard={(index, uuid): heard for index, cond in lists.items() for uuid, heard in _heard(cond).items()},
+        positive={index: _is_positive(index, cond, sides) for index, cond in lists.items()},
+    )
+    return executor(model, conds, x, timestep, _with(options, {KEY: note}))
+
+
+LISTENERS = {WrappersMP.PREDICT_NOISE: take_names, WrappersMP.CALC_COND_BATCH: take_notes}
+"""What hears from the sampler about its model calls, by the moment at which ComfyUI calls it."""
+
+
+def _with(options: dict, notes: dict[str, Any]) -> dict:
+    """ComfyUI's model options with notes for the model calls."""
+    return {**options, "transformer_options": {**options.get("transformer_options", {}), **notes}}
+
+
+def _heard(cond: Sequence[dict]) -> dict[Any, Heard]:
+    """What the prompts of one list of conditionings name, by uuid.
+
+    Where one list sets an area and another does not, ComfyUI gives the other a copy of the first one's conditioning, uuid and
+    notes included, with the other's text in it. So what counts is what was noted beside the text, which its first owner has.
+    """
+    notes: dict[int, Heard] = {}
+    for c in cond:
+        notes.setdefault(_text_id(c), c.get(HEARD, Heard()))
+    return {c["uuid"]: notes[_text_id(c)] for c in cond}
+
+
+def _text_id(c: dict) -> int:
+    return id(c["model_conds"].get("c_crossattn", c))
+
+
+def _is_positive(index: int, cond: Sequence[dict], sides: dict[int, bool]) -> bool:
+    """Whether a list of conditionings is a positive prompt. What the guider does not hold is taken to be in ComfyUI's own order,
+    the positive first."""
+    return next((sides[id(c)] for c in cond if id(c) in sides), index == 0)
 
 
 def take_memory(executor: Callable, model: ModelPatcher, *args: Any, **kwargs: Any) -> Any:
@@ -256,23 +305,26 @@ class Note(NamedTuple):
     """Latent height and width of the whole picture."""
     areas: dict[Any, tuple[int, ...]]
     """Conditioning's uuid to (height, width, top, left) in latent pixels."""
-    heard: dict[Any, Heard] | tuple[Heard, ...]
-    """What prompts name, where a CLIP has listened: by conditioning's uuid, or one for each row of the call."""
+    heard: dict[tuple[int, Any], Heard] | tuple[Heard, ...]
+    """What prompts name, where a CLIP has listened: by the number of the conditioning's list and its uuid, or one for each row
+    of the call."""
+    positive: dict[int, bool]
+    """Whether a list of conditionings is a positive prompt, by its number."""
 
-    def heard_by_row(self, uuids: Sequence[Any], pictures: int) -> tuple[Heard, ...]:
-        """For a call whose conditionings each run all pictures."""
-        if isinstance(self.heard, tuple) or not self.heard:
-            return tuple(self.heard)
-        return tuple(self.heard.get(uuid, Heard()) for uuid in uuids for _ in range(pictures))
+    def heard_by_row(self, places: Sequence[tuple[int, Any]], pictures: int) -> tuple[Heard, ...]:
+        """For a call whose conditionings, given by number of list and uuid, each run all pictures."""
+        if isinstance(self.heard, tuple):
+            return self.heard
+        return tuple(self.heard.get(place, Heard()) for place in places for _ in range(pictures))
 
 
 class Wrapper:
     """Applies a stack of adapters to every call of a diffusion model. Shared by all clones of a MODEL: it holds no state
-    of a run, only compiled plans."""
+    of a run, only compiled plans, each as long as the UNet that it is for."""
 
     def __init__(self, stack: Stack, observer: Observer | None = None) -> None:
         self.stack, self.observer = tuple(stack), observer
-        self._compiled: dict[tuple, _Compiled] = {}
+        self._compiled: WeakKeyDictionary[torch.nn.Module, dict[tuple, _Compiled]] = WeakKeyDictionary()
 
     @torch.compiler.disable  # a compiled MODEL runs as it is while atoms act on it: dynamo can't trace what patches share
     def __call__(
@@ -307,17 +359,18 @@ class Wrapper:
         self, team: Sequence[Wrapper], unet: torch.nn.Module, device: torch.device, dtype: torch.dtype
     ) -> _Compiled:
         """What all wrappers of a call amount to, kept for the next."""
-        key = (*team, unet, dtype)  # the objects themselves: an id may come back for another
-        if key not in self._compiled:
+        kept = self._compiled.setdefault(unet, {})
+        key = (*team, dtype)  # the objects themselves: an id may come back for another
+        if key not in kept:
             layers = list_layers(unet)
             plan = compile_plan([adapter for wrapper in team for adapter in wrapper.stack], list(layers.values()))
             index = {place: number for number, place in enumerate(layers)}
             modules = named_modules(unet) if plan.modules else {}
             check_modules(plan, modules)
-            if len(self._compiled) >= KEPT_PLANS:
-                self._compiled.clear()
-            self._compiled[key] = _Compiled(index, plan.to(device, dtype), modules)
-        compiled = self._compiled[key]
+            if len(kept) >= KEPT_PLANS:
+                kept.clear()
+            kept[key] = _Compiled(index, plan.to(device, dtype), modules)
+        compiled = kept[key]
         if compiled.plan.device in (device, None):
             return compiled
         return compiled._replace(plan=compiled.plan.to(device, dtype))  # ComfyUI had no room to load it
@@ -330,7 +383,7 @@ class Wrapper:
             held = _Held(compiled.plan)
             patcher = ModelPatcher(held, model.load_device, model.offload_device)
             compiled = compiled._replace(plan=held.plan, patcher=patcher)
-            self._compiled[(*team, model.model.diffusion_model, dtype)] = compiled
+            self._compiled[model.model.diffusion_model][(*team, dtype)] = compiled
         return compiled.patcher
 
 
@@ -390,11 +443,12 @@ def call_rows(plan: Plan, x: Tensor, options: dict, note: Note | None) -> Rows:
                 "nothing says which: another patch tiles the picture. Remove it, or the masks and replays on atoms."
             )
         crops += [Crop(picture, top, left, height, width)] * pictures
+    positive = {} if note is None else note.positive
     return Rows(
         pictures=tuple(range(pictures)) * len(conditionings),
-        positive=tuple(c == 0 for c in conditionings for _ in range(pictures)),
+        positive=tuple(positive.get(c, c == 0) for c in conditionings for _ in range(pictures)),
         crops=tuple(crops),
-        heard=() if note is None else note.heard_by_row(uuids, pictures),
+        heard=() if note is None else note.heard_by_row(list(zip(conditionings, uuids, strict=True)), pictures),
     )
 
 
@@ -487,7 +541,8 @@ class Condition:
 
     cross_attention: Tensor
     """(rows, tokens, width)."""
-    options: dict[str, Any]
+    options: tuple[dict[str, Any], ...]
+    """Of each row: SDXL's sizes and pooled text among them."""
     heard: tuple[Heard, ...]
     """What each row's prompt names."""
 
@@ -537,25 +592,34 @@ class ComfyHost:
         """See `Host.add_noise`."""
         return self.sampling.noise_scaling(self.sigma(progress), noise.clone(), latents)
 
-    def denoise(self, noisy: Tensor, progress: Tensor, condition: Condition) -> Tensor:
+    def denoise(self, noisy: Tensor, progress: Tensor, condition: Condition, positive: bool = True) -> Tensor:
         """See `Host.denoise`."""
         model, sigma = self.model.model, self.sigma(progress)
-        entry = {"cross_attn": condition.cross_attention, "model_conds": {}, **condition.options}
-        (encoded,) = comfy.samplers.encode_model_conds(model.extra_conds, [entry], noisy, self.device, "positive")
-        conds = {
-            name: cond.process_cond(batch_size=len(noisy), area=None).cond
-            for name, cond in encoded["model_conds"].items()
-        }
+        conds = self._encoded(noisy, condition, "positive" if positive else "negative")
         options = comfy.patcher_extension.copy_nested_dicts(self.model.model_options["transformer_options"])
         options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(self.model.wrappers)
-        note = Note(self.sampling, tuple(noisy.shape[-2:]), {}, condition.heard)
-        options |= {"sigmas": sigma, "cond_or_uncond": [0], KEY: note}
+        note = Note(self.sampling, tuple(noisy.shape[-2:]), {}, condition.heard, {})
+        options |= {"sigmas": sigma, "cond_or_uncond": [0 if positive else 1], KEY: note}
         return model.apply_model(noisy, sigma, transformer_options=options, **conds)
+
+    def _encoded(self, noisy: Tensor, condition: Condition, prompt: str) -> dict[str, Tensor]:
+        """What the model reads beside the noisy latents, each row by its own options. Inpainting models read an empty picture."""
+        entries = [
+            {"cross_attn": text[None], "model_conds": {}, **options}
+            for text, options in zip(condition.cross_attention, condition.options, strict=True)
+        ]
+        extra_conds, first = self.model.model.extra_conds, noisy[:1]
+        encoded = comfy.samplers.encode_model_conds(
+            extra_conds, entries, first, self.device, prompt, latent_image=torch.zeros_like(first)
+        )
+        return comfy.samplers.cond_cat(
+            [{name: c.process_cond(batch_size=1, area=None) for name, c in e["model_conds"].items()} for e in encoded]
+        )
 
     def stack_conditions(self, conditions: Sequence[list]) -> Condition:
         """One batch from CONDITIONINGs of one entry each.
 
-        :raises ValueError: a conditioning carries what training can't honour.
+        :raises ValueError: a conditioning carries what training can't honour, or only some have a pooled text.
         """
         entries = [entry for conditioning in conditions for entry in conditioning]
         for _, options in entries:
@@ -566,11 +630,17 @@ class ComfyHost:
                 )
         longest = math.lcm(*(c.shape[1] for c, _ in entries))  # ComfyUI pads a text by repeating it
         texts = torch.cat([c.repeat(1, longest // c.shape[1], 1) for c, _ in entries]).to(self.device).clone()
-        options = dict(entries[0][1])
-        heard = tuple(o.get(HEARD, Heard()) for _, o in entries)
-        if options.get("pooled_output") is not None:
-            options["pooled_output"] = torch.cat([o["pooled_output"] for _, o in entries]).to(self.device).clone()
-        return Condition(texts, options, heard)
+        pooled = [o.get("pooled_output") for _, o in entries]
+        if 0 < (lacking := sum(one is None for one in pooled)) < len(pooled):
+            raise ValueError(
+                f"{lacking} of {len(pooled)} conditionings carry no pooled_output; expected it on all or on none. Encode every "
+                "prompt with the same CLIP."
+            )
+        options = tuple(
+            dict(o) if one is None else {**o, "pooled_output": one.to(self.device).clone()}
+            for (_, o), one in zip(entries, pooled, strict=True)
+        )
+        return Condition(texts, options, tuple(o.get(HEARD, Heard()) for _, o in entries))
 
     @contextmanager
     def patched(self, stack: Stack, observer: Observer | None = None) -> Iterator[None]:
@@ -589,8 +659,11 @@ class ComfyHost:
 
         Nodes run in inference mode, and weights loaded there are refused by autograd for ever after; each is replaced by
         a copy of itself, one at a time, so the peak is one tensor.
+
+        :raises ValueError: see `resting`.
         """
         with torch.inference_mode(False), torch.enable_grad():
+            self.model = resting(self.model)
             comfy.model_management.load_models_gpu([self.model], force_full_load=True)
             for module in self.model.model.modules():
                 for name, parameter in list(module.named_parameters(recurse=False)):
@@ -602,6 +675,22 @@ class ComfyHost:
             self.model.model.requires_grad_(False)
             with checkpointed(self.model.model.diffusion_model, checkpointing):
                 yield
+
+
+def resting(model: ModelPatcher) -> ModelPatcher:
+    """The MODEL with weights that stay in memory, as gradients need them: what ComfyUI's dynamic memory hands out for a forward
+    pass may be another's by the backward pass. Such a MODEL is loaded from its file again, as ComfyUI does where hooks hang on it.
+
+    :raises ValueError: it is of no file.
+    """
+    if not hasattr(model, "is_dynamic") or not model.is_dynamic():  # older ComfyUIs have no such memory
+        return model
+    if model.cached_patcher_init is None:
+        raise ValueError(
+            "This MODEL sits in ComfyUI's dynamic memory, where it can't be trained on, and was not loaded by one of ComfyUI's own "
+            "loaders, so that it can't be moved out. Load it with Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
+        )
+    return model.get_non_dynamic_delegate()
 
 
 def single_entries(conditionings: Sequence[list]) -> list[list]:
@@ -710,5 +799,10 @@ def invert_latent(
         f"(root mean square). The noise has mean {float(noise.mean()):+.2f} and deviation {float(noise.std()):.2f}; 0 and 1 are "
         "usual."
     )
+    if host.prediction == "flow":
+        report += (
+            " This is a flow model, whose samplers drop the latent that they start from at full noise: draw from the noise output, "
+            "with SamplerCustomAdvanced and an empty latent. The latent output is of no use here."
+        )
     start = host.model.model.process_latent_out(noise * float(host.sampling.sigma_max)).cpu()
     return Inverted({"samples": start}, KnownNoise(noise.cpu()), report)

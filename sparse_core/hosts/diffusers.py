@@ -54,7 +54,7 @@ class DiffusersHost:
             raise ValueError(f"The model predicts {kind!r}; expected one of {', '.join(PREDICTIONS)}.")
         self.prediction = PREDICTIONS[kind]
         self.signal = pipeline.scheduler.alphas_cumprod.to(self.device)  # (timesteps,)
-        self._direct = False
+        self._asked: bool | None = None  # which prompt `denoise` runs; None where the pipeline calls
 
     @property
     def dtype(self) -> torch.dtype:
@@ -65,7 +65,7 @@ class DiffusersHost:
     @property
     def guided(self) -> bool:
         """Whether a UNet call holds every picture twice: with the negative prompt, then with the positive."""
-        return not self._direct and self.pipeline.do_classifier_free_guidance
+        return self._asked is None and self.pipeline.do_classifier_free_guidance
 
     def timestep(self, progress: Tensor) -> Tensor:
         """(rows,) whole timesteps, the last one at progress 0."""
@@ -82,15 +82,15 @@ class DiffusersHost:
         signal = self.signal[self.timestep(progress)][:, None, None, None]
         return signal.sqrt() * latents + (1 - signal).sqrt() * noise
 
-    def denoise(self, noisy: Tensor, progress: Tensor, condition: Condition) -> Tensor:
+    def denoise(self, noisy: Tensor, progress: Tensor, condition: Condition, positive: bool = True) -> Tensor:
         """See `Host.denoise`."""
         timestep = self.timestep(progress)
         signal = self.signal[timestep][:, None, None, None]
-        self._direct = True
+        self._asked = positive
         try:
             output = self.unet(noisy.to(self.dtype), timestep, condition.text, added_cond_kwargs=condition.added)
         finally:
-            self._direct = False
+            self._asked = None
         output = output.sample.float()
         if self.prediction == "v":
             return signal.sqrt() * noisy - (1 - signal).sqrt() * output
@@ -202,7 +202,7 @@ class _State:
             plan,
             Rows(
                 pictures=tuple(row % pictures for row in range(rows)),
-                positive=tuple(row >= rows - pictures for row in range(rows)),
+                positive=tuple(host._asked is not False and row >= rows - pictures for row in range(rows)),
                 crops=(Crop((height, width), 0, 0, height, width),) * rows,
             ),
             progress,

@@ -19,6 +19,7 @@ from ..dictionary import SparseDictionary
 from ..layers import Layer, family
 from ..modules import LowRank, projection_sites
 from .algorithms import low_rank, orthogonal_atoms
+from .alphas import HEADER, MALFORMED, with_alphas
 from .keys import Keys, family_of, few, sort_keys
 
 PARTS = {
@@ -42,7 +43,7 @@ class ImportedLora:
     dictionary: SparseDictionary
     """Its attention part, with its `rest`."""
     text: Mapping[str, Tensor]
-    """What it does to text encoders, as it stands in the file."""
+    """What it does to text encoders, as it stands in the file; with alphas, where only the file's header says them."""
     shares: Mapping[str, float]
     """The squared norm of its updates, as shares of all on the UNet: ``attention`` and the keys of `PARTS`."""
 
@@ -66,7 +67,10 @@ class ImportedLora:
                 f"Left out wherever a mask is set, because they belong to no place in the picture: {few(embedding)}."
             )
         if self.text:
-            lines.append("It also changes the text encoder: the CLIP output carries that, for the whole prompt.")
+            lines.append(
+                "It also changes the text encoder, where no atoms are: in ComfyUI the CLIP output carries that, for the whole "
+                "prompt."
+            )
         return "\n".join(lines)
 
 
@@ -113,7 +117,8 @@ ELSEWHERE = "ComfyUI's own LoRA loader may still read it; it can stand beside Ap
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """
+    """A file's tensors, with alphas where only its header says them.
+
     :raises LoraFileError: the file is missing, broken, no safetensors file, or a dictionary.
     """
     if not path.is_file():
@@ -123,11 +128,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             header, names = file.metadata() or {}, list(file.keys())
             if header.get("format") == "sparse-atoms":
                 raise LoraFileError(f"{path.name} is a sparse dictionary already. Use Load Sparse Dictionary for it.")
-            return {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise LoraFileError(
             f"{path.name} is not a whole safetensors file: {error}. Pickle files (.pt, .ckpt, .bin) are never read: "
             f"get the LoRA anew, as .safetensors."
+        ) from error
+    try:
+        return with_alphas(tensors, header)
+    except MALFORMED as error:
+        raise LoraFileError(
+            f"How strong {path.name} is can't be read from its header: {HEADER} is damaged ({error}); expected peft's settings "
+            "as JSON, as diffusers saves them. Get the LoRA anew."
         ) from error
 
 

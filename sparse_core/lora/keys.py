@@ -62,7 +62,7 @@ def sort_keys(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Keys:
             keys.text[key] = tensor
         elif algorithm := foreign_algorithm(key):
             keys.foreign.setdefault(algorithm, []).append(key)
-        elif (found := _role(key)) is None or (module := spellings.module(found[0])) is None:
+        elif (found := role_of(key)) is None or (module := spellings.module(found[0])) is None:
             keys.unknown.append(key)
         else:
             keys.modules.setdefault(module, {})[found[1]] = tensor
@@ -81,6 +81,14 @@ class Spellings:
         flat = _flat(spelling.replace(".processor.", "."))
         name = flat[PREFIXES.match(flat).end() :]  # type: ignore[union-attr]
         return self.flat.get(name) or self.flat.get(f"{name}_0")  # to_out was once called without its index
+
+
+def role_of(key: str) -> tuple[str, str] | None:
+    """Module's name, as the file spells it, and the tensor's role; None of a tensor that is no part of a known update."""
+    for pattern, renamed in ROLES:
+        if match := pattern.fullmatch(key):
+            return match[1], renamed.get(match[2], match[2])
+    return None
 
 
 def foreign_algorithm(key: str) -> str | None:
@@ -106,19 +114,12 @@ def few(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _role(key: str) -> tuple[str, str] | None:
-    for pattern, renamed in ROLES:
-        if match := pattern.fullmatch(key):
-            return match[1], renamed.get(match[2], match[2])
-    return None
-
-
 def _flat(name: str) -> str:
     return name.replace(".", "_")
 
 
 def _reads_text(key: str) -> bool:
-    found = _role(key)
+    found = role_of(key)
     return (
         found is not None
         and found[1] in ("down", "w1_b")

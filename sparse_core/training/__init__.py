@@ -5,7 +5,7 @@ from .distilling import distil, questioned
 from .loop import Progress, TrainingStopped, train
 from .presets import PRESETS
 from .preview import Preview
-from .prior import prior_examples
+from .prior import prior_examples, shared_out
 from .settings import TrainingSettings
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "distil",
     "prior_examples",
     "questioned",
+    "shared_out",
     "train",
 ]

@@ -81,7 +81,7 @@ class DictionaryLearner:
         self.fired = {
             site: torch.zeros(len(a), dtype=torch.bool, device=host.device) for site, a in self.dictionary.sites.items()
         }
-        self.reseeded = 0
+        self.reseeded = torch.zeros((), dtype=torch.long)
         self.seen: dict[Site, Seen] = {}
         """What the sites did in the last batch."""
         self._listening = False
@@ -97,8 +97,8 @@ class DictionaryLearner:
         }
 
     def buffers(self) -> dict[str, Tensor]:
-        """See `Learner`: which atoms have fired since the last `maintain`."""
-        return {f"{site}.fired": fired for site, fired in self.fired.items()}
+        """See `Learner`: which atoms have fired since the last `maintain`, and how many have started anew so far."""
+        return {"reseeded": self.reseeded, **{f"{site}.fired": fired for site, fired in self.fired.items()}}
 
     def learning_rate(self, name: str) -> float:
         """See `Learner`."""

@@ -93,8 +93,21 @@ class Trainer:
     def advance(self) -> Tensor:
         """One optimiser step; returns the estimate of the last batch's clean latents.
 
+        Hosts are interrupted within model calls: a step that is not taken leaves the state as it was.
+
         :raises ValueError: the loss is no longer a number.
         """
+        before = self.step, self.generator.get_state(), {n: t.clone() for n, t in self.learner.buffers().items()}
+        try:
+            return self._advance()
+        finally:
+            step, random, buffers = before
+            if self.step == step:
+                self.generator.set_state(random)
+                for name, tensor in self.learner.buffers().items():
+                    tensor.copy_(buffers[name])
+
+    def _advance(self) -> Tensor:
         settings = self.settings
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
             group["lr"] = peak * learning_rate_factor(self.step, settings)
@@ -119,11 +132,16 @@ class Trainer:
         for name, mean in self.mean.items():
             mean.lerp_(self.parameters[name].detach(), 1 - settings.ema)
         if settings.reseed_every and self.step % settings.reseed_every == 0 and self.step <= settings.steps // 2:
-            places = (estimate.detach() - batch.target).square().mean(dim=1, keepdim=True)
+            places = (estimate.detach() - batch.target).square().mean(dim=1, keepdim=True) * batch.mask
             self._forget(self.learner.maintain(places))
-        if self.held_out_examples and self.step % settings.check_every == 0:
-            self.held_out.append(self.check())
+        self._watch()
         return estimate.detach()
+
+    def _watch(self) -> None:
+        """Looks at the held-out pictures where that is due."""
+        due, every = len(self.held_out) + 1, self.settings.check_every
+        if self.held_out_examples and self.step == due * every:
+            self.held_out.append(self.check())
 
     def draw(self, examples: Sequence[Example], generator: torch.Generator) -> Batch:
         """This process's rows of the next batch."""
@@ -162,7 +180,9 @@ class Trainer:
 
     @torch.no_grad()
     def use_mean(self) -> None:
-        """Puts the running mean of the weights in their place, corrected for its start."""
+        """Puts the running mean of the weights in their place, corrected for its start; before the first step there is none."""
+        if not self.step:
+            return
         for name, mean in self.mean.items():
             self.parameters[name].copy_(mean / (1 - self.settings.ema**self.step))
 
@@ -184,7 +204,14 @@ class Trainer:
         }
         tensors = {name: tensor.detach().clone() for name, tensor in self.kept().items()}
         return TrainingState(
-            self.step, tensors, moments, dict(self.mean), self.generator.get_state(), self.losses[:], self.held_out[:]
+            self.step,
+            tensors,
+            moments,
+            dict(self.mean),
+            self.generator.get_state(),
+            self.losses[:],
+            self.held_out[:],
+            self.settings.ema,
         )
 
     @torch.no_grad()
@@ -193,7 +220,7 @@ class Trainer:
 
         :raises ValueError: the state is of another training.
         """
-        state.check_fits(self.kept())
+        state.check_fits(self.kept(), self.settings.ema)
         self.step, self.losses, self.held_out = state.step, list(state.losses), list(state.held_out)
         self.generator.set_state(state.random)
         for name, tensor in self.kept().items():
@@ -204,6 +231,7 @@ class Trainer:
                     for key, value in state.moments[name].items()
                 }
         self.mean = {name: mean.to(self.parameters[name].device) for name, mean in state.mean.items()}
+        self._watch()  # an interruption may have come between a step and its check
 
 
 def train(
@@ -226,8 +254,8 @@ def train(
     :param metadata: kept in the dictionary, beside the training record.
     :param held_out: pictures to watch for overfitting.
     :param preview: a picture to draw along the way, before ``on_step`` is called; it changes nothing that is learnt.
-    :param autosave: a file for the training's state: written every ``autosave_every`` steps and at a stop, gone on from
-        where it exists, removed when the training has finished.
+    :param autosave: a file for the training's state: written every ``autosave_every`` steps, at a stop and at the end, gone
+        on from where it exists. Whoever has put the dictionary away removes it, if ``finished`` says so in the record.
     :param processes: those that call this at the same time with the same arguments; each step takes a batch of every one.
         All give the same dictionary, and the first alone writes ``autosave``.
     :param trainer_of: with which errors to learn from the examples.
@@ -257,8 +285,7 @@ def train(
                     preview.show(trainer.step, preview.draw(host, learner.adapter))
                 on_step(Progress(trainer.step, settings.steps, trainer.losses, trainer.held_out, estimate))
         except (TrainingStopped, *host.interruptions):
-            if writes:
-                trainer.state().save(autosave)
+            pass
         except torch.OutOfMemoryError as error:
             kept = f" At most {autosave_every} steps of work are lost: train with resume to go on." if autosave else ""
             raise MemoryError(
@@ -266,9 +293,8 @@ def train(
                 f"{settings.batch}. Lower the batch (accumulate makes up for it), turn checkpointing and autocast on, or use "
                 f"smaller pictures.{kept}"
             ) from error
-        else:
-            if writes:
-                autosave.unlink(missing_ok=True)
+        if writes:
+            trainer.state().save(autosave)
         trainer.use_mean()
         finished = learner.snapshot()
     kept = [example for example in examples if example.prior]
@@ -278,8 +304,11 @@ def train(
     record = {
         **settings.record(),
         "steps_done": trainer.step,
+        "finished": trainer.finished,
         "final_loss": sum(trainer.losses[-20:]) / max(1, len(trainer.losses[-20:])),
-        "atoms_reseeded": learner.reseeded,
+        "atoms_reseeded": int(learner.reseeded),
         "active_share": measured.active_share(),
     }
-    return replace(with_importance(finished, measured, elsewhere), metadata={**(metadata or {}), "training": record})
+    # As those of files, which it may be combined with.
+    learnt = with_importance(finished, measured, elsewhere).map(lambda atoms: atoms.map(Tensor.cpu))
+    return replace(learnt, metadata={**(metadata or {}), "training": record})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +13,16 @@ from ..examples import Example
 from ..hosts.base import Host
 from ..sampling import sample
 
+PICTURES = 16
+"""As many are drawn at least."""
+
+
+def shared_out(prompts: Sequence[Any], sizes: int) -> list[list[Any]]:
+    """Which prompts to draw at each size: all in turn, so that each serves at least once and there are enough pictures."""
+    share = math.ceil(max(PICTURES, len(prompts)) / sizes)
+    turns = itertools.cycle(prompts)
+    return [list(itertools.islice(turns, share)) for _ in range(sizes)]
+
 
 def prior_examples(
     host: Host,
@@ -18,7 +30,7 @@ def prior_examples(
     negative: Any,
     shape: tuple[int, int, int],
     *,
-    count: int = 16,
+    count: int,
     batch: int = 4,
     seed: int = 0,
     on_step: Callable[[], None] = lambda: None,
@@ -30,7 +42,7 @@ def prior_examples(
     :param on_step: called after every sampling step; may raise to stop.
     """
     generator = torch.Generator().manual_seed(seed)
-    chosen = [conditions[i % len(conditions)] for i in range(count)]
+    chosen = list(itertools.islice(itertools.cycle(conditions), count))
     examples = []
     for start in range(0, count, batch):
         group = chosen[start : start + batch]

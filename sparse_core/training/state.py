@@ -14,6 +14,8 @@ from torch import Tensor
 from ..files import write_atomically
 
 FORMAT = "sparse-atoms-training-state"
+RECORD = ("step", "losses", "held_out", "ema")
+"""What is kept in the header; the rest are tensors."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,19 @@ class TrainingState:
     """State of the generator that draws batches."""
     losses: list[float]
     held_out: list[float]
+    ema: float
+    """Decay that ``mean`` was made with."""
 
-    def check_fits(self, parameters: Mapping[str, Tensor]) -> None:
+    def check_fits(self, parameters: Mapping[str, Tensor], ema: float) -> None:
         """
-        :raises ValueError: the state's tensors are not those to be trained.
+        :raises ValueError: the state's tensors are not those to be trained, or its mean is another.
         """
         mine = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         theirs = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
-        if mine != theirs:
+        if mine != theirs or ema != self.ema:
             raise ValueError(
-                "The saved training was started with other settings (atoms, sites) or for another model. Use the same "
-                "settings to go on with it, or turn resume off to start anew."
+                f"The saved training was started with other settings (atoms, sites, ema {self.ema:g}) or for another model. Use "
+                "the same settings to go on with it, or turn resume off to start anew."
             )
 
     def save(self, path: Path) -> None:
@@ -49,7 +53,7 @@ class TrainingState:
         flat |= {f"moment/{n}/{key}": value for n, moment in self.moments.items() for key, value in moment.items()}
         flat |= {f"mean/{name}": tensor for name, tensor in self.mean.items()}
         flat["random"] = self.random
-        record = {"step": self.step, "losses": self.losses, "held_out": self.held_out}
+        record = {name: getattr(self, name) for name in RECORD}
         path.parent.mkdir(parents=True, exist_ok=True)
         data = {name: tensor.detach().cpu().contiguous() for name, tensor in flat.items()}
         write_atomically(path, save(data, metadata={"format": FORMAT, "record": json.dumps(record)}))
@@ -78,11 +82,9 @@ class TrainingState:
             return {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}
 
         return cls(
-            record["step"],
-            part("tensor/"),
-            moments,
-            part("mean/"),
-            flat["random"],
-            record["losses"],
-            record["held_out"],
+            tensors=part("tensor/"),
+            moments=moments,
+            mean=part("mean/"),
+            random=flat["random"],
+            **{name: record[name] for name in RECORD},
         )

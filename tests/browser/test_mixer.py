@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ ROBOT = REPOSITORY / "sparse_core" / "demo" / "dictionaries" / "robot.safetensor
 HASH = content_hash(load_dictionary(ROBOT))
 STRONGEST = "L15.o[14]"
 SECOND = "L15.o[12]"
+OTHER_HASH = "0" * 16
+REFUSED = {"status": 422, "json": {"error": "Half of the file is missing."}}
 HOSTILE = '<img src=x onerror="window.hacked = 1; alert(1)">'
 
 pytestmark = pytest.mark.timeout(900)
@@ -30,6 +33,24 @@ def open_with(mixer: Desk, workflow: dict[str, Any], mix: str = "", *, vue: bool
     mixer.open(vue=vue)
     mixer.load(changed(workflow, MIXER, mix))
     mixer.filled()
+
+
+def pick_by_picture(mixer: Desk) -> None:
+    """Presses the Load node's button."""
+    mixer.page.evaluate(
+        "app.graph.nodes.find(node => node.comfyClass === 'SparseAtoms_Load').widgets.find(w => w.name === 'browse').callback()"
+    )
+
+
+def pick(mixer: Desk, name: str) -> None:
+    """Picks a file in the Load node."""
+    mixer.page.evaluate(
+        """name => {
+            const load = app.graph.nodes.find(node => node.comfyClass === "SparseAtoms_Load");
+            load.widgets.find(widget => widget.name === "name").value = name;
+        }""",
+        name,
+    )
 
 
 def test_strips_write_lines_that_outlive_the_workflow_file(mixer: Desk, workflow: dict[str, Any], vue: bool) -> None:
@@ -88,6 +109,43 @@ def test_undo_in_the_panel_is_not_undo_in_the_graph(mixer: Desk, workflow: dict[
     assert lines(mixer)[1:] == []
 
 
+def test_the_front_ends_own_keys_work_in_the_panel_but_not_on_its_node(
+    mixer: Desk, workflow: dict[str, Any], vue: bool
+) -> None:
+    open_with(mixer, workflow, vue=vue)
+    mixer.page.mouse.click(*mixer.title())
+    nodes, mode = "app.graph.nodes.length", "app.graph.nodes.find(node => node.comfyClass === 'SparseAtoms_Mixer').mode"
+    before = mixer.page.evaluate(f"[{nodes}, {mode}, app.graph.groups.length]")
+    slider = mixer.strip(STRONGEST).locator(".sa-slider")
+    for key in ("Control+b", "Control+m", "Control+g", "Control+Shift+e"):
+        slider.press(key)
+    mixer.page.wait_for_timeout(500)
+    assert mixer.page.evaluate(f"[{nodes}, {mode}, app.graph.groups.length]") == before
+    slider.press("Control+,")
+    settings = mixer.page.get_by_role("dialog")
+    expect(settings).to_be_visible()
+    mixer.page.keyboard.press("Escape")
+    expect(settings).to_have_count(0)
+
+
+def test_no_strip_moves_while_one_is_held(mixer: Desk, workflow: dict[str, Any]) -> None:
+    open_with(mixer, workflow)
+    sort = mixer.panel.get_by_role("button", name="Sort:")
+    while sort.input_value() != "Sort: weight":
+        sort.click()
+    mixer.strip(STRONGEST).locator(".sa-slider").focus()
+    for _ in range(3):
+        mixer.page.keyboard.press("ArrowLeft")
+    assert lines(mixer)[1:] == [f"{STRONGEST} = 0.85"]
+    mixer.strip(STRONGEST).locator(".sa-number").fill("0.5")
+    mixer.page.keyboard.press("Tab")
+    mixer.page.keyboard.press("Space")
+    assert lines(mixer)[1:] == [f"{STRONGEST} = 0.5", f"solo {STRONGEST}"]
+    mixer.panel.get_by_label("Search atoms").focus()
+    first = mixer.panel.locator(".sa-strip:not([hidden]) .sa-slider").first
+    expect(first).to_have_attribute("aria-label", re.compile(re.escape(SECOND) + "$"))
+
+
 def test_the_keyboard_reaches_everything(mixer: Desk, workflow: dict[str, Any], vue: bool) -> None:
     open_with(mixer, workflow, vue=vue)
     keyboard = mixer.page.keyboard
@@ -132,6 +190,20 @@ def test_lines_are_copied_and_pasted(mixer: Desk, workflow: dict[str, Any]) -> N
     expect(mixer.panel.locator(".sa-status")).to_contain_text("another dictionary")
     assert mixer.page.evaluate("app.graph.nodes.length") == nodes
     assert "L0.q[0]" not in mixer.text
+
+
+def test_a_panel_without_atoms_takes_the_dictionary_of_pasted_lines(mixer: Desk, workflow: dict[str, Any]) -> None:
+    open_with(mixer, workflow)
+    mixer.page.evaluate("app.graph.nodes.find(node => node.comfyClass === 'SparseAtoms_Mixer').disconnectInput(0)")
+    expect(mixer.panel.locator(".sa-banner")).to_contain_text("Run once")
+    mixer.page.evaluate(f"navigator.clipboard.writeText('# dictionary {HASH}\\nL0.q[0] = 2')")
+    mixer.panel.get_by_role("button", name="Paste").click()
+    expect(mixer.panel.locator(".sa-status")).to_have_text("1 lines pasted.")
+    assert lines(mixer) == [f"# dictionary {HASH}", "L0.q[0] = 2"]
+    mixer.page.evaluate(f"navigator.clipboard.writeText('# dictionary {OTHER_HASH}\\nL0.q[1] = 2')")
+    mixer.panel.get_by_role("button", name="Paste").click()
+    expect(mixer.panel.locator(".sa-status")).to_contain_text("another dictionary")
+    assert lines(mixer) == [f"# dictionary {HASH}", "L0.q[0] = 2"]
 
 
 def test_presets_are_kept_in_the_workflow(mixer: Desk, workflow: dict[str, Any]) -> None:
@@ -220,6 +292,75 @@ def test_a_mix_of_another_dictionary_waits_for_adoption(mixer: Desk, workflow: d
     assert mixer.text == text
 
 
+def test_without_strips_a_mix_belongs_to_the_dictionary_that_is_there(mixer: Desk, workflow: dict[str, Any]) -> None:
+    open_with(mixer, workflow, f"# dictionary {OTHER_HASH}\nsolo top:25%\n")
+    mixer.strip(STRONGEST).locator(".sa-mute").check()
+    assert lines(mixer) == [f"# dictionary {HASH}", f"mute {STRONGEST}", "solo top:25%"]
+    expect(mixer.strip(STRONGEST).locator(".sa-slider")).to_be_enabled()
+
+
+def test_a_run_that_refuses_the_strips_offers_to_adopt(mixer: Desk, workflow: dict[str, Any]) -> None:
+    open_with(mixer, workflow)
+    mixer.page.evaluate(
+        """() => {
+            const found = (kind) => app.graph.nodes.find(node => node.comfyClass === kind);
+            const added = (kind) => app.graph.add(LiteGraph.createNode(kind)) ?? found(kind);
+            const [load, mixer] = [found("SparseAtoms_Load"), found("SparseAtoms_Mixer")];
+            for (const node of [...app.graph.nodes]) if (node !== load && node !== mixer) app.graph.remove(node);
+            const extract = added("SparseAtoms_Extract");
+            load.connect(0, extract, 0);
+            extract.connect(0, mixer, 0);
+            mixer.connect(0, added("SparseAtoms_Info"), 0);
+        }"""
+    )
+    # Not those of the file, which are other atoms under the same numbers.
+    expect(mixer.panel.locator(".sa-banner")).to_contain_text("Run once")
+    assert mixer.run()["status"]["status_str"] == "success"
+    mixer.filled()
+    mixer.panel.get_by_label("Search atoms").fill("L15.o[0]")
+    mixer.strip("L15.o[0]").locator(".sa-slider").fill("0.5")
+    made_on, *strips = lines(mixer)
+    assert HASH not in made_on and strips == ["L15.o[0] = 0.5"]
+    mixer.page.evaluate(
+        """() => {
+            const extract = app.graph.nodes.find(node => node.comfyClass === "SparseAtoms_Extract");
+            extract.widgets.find(widget => widget.name === "atoms").value = "top:16";
+        }"""
+    )
+    assert mixer.run()["status"]["status_str"] == "error"
+    expect(mixer.panel.locator(".sa-banner")).to_contain_text("another dictionary")
+    mixer.panel.get_by_role("button", name="Adopt").click()
+    assert lines(mixer) == strips
+    assert mixer.run()["status"]["status_str"] == "success"
+    mixer.strip("L15.o[0]").locator(".sa-mute").check()
+    assert lines(mixer)[0] != made_on and lines(mixer)[1:] == [*strips, "mute L15.o[0]"]
+
+
+def test_a_file_that_can_not_be_read_is_asked_for_again(mixer: Desk, workflow: dict[str, Any]) -> None:
+    mixer.open()
+    mixer.page.route("**/sparse_atoms/atoms?*", lambda route: route.fulfill(**REFUSED), times=1)
+    mixer.load(changed(workflow, MIXER, ""))
+    expect(mixer.panel.locator(".sa-banner")).to_contain_text("Half of the file is missing.")
+    mixer.filled()
+    expect(mixer.panel.locator(".sa-banner")).to_be_hidden()
+
+
+def test_what_is_said_too_late_of_another_file_is_not_shown(mixer: Desk, workflow: dict[str, Any]) -> None:
+    open_with(mixer, workflow)
+    late = "**/sparse_atoms/atoms?name=late.safetensors"
+    held = []
+    mixer.page.route(late, lambda route: held.append(route))
+    with mixer.page.expect_request(late):
+        pick(mixer, "late.safetensors")
+    with mixer.page.expect_response("**/sparse_atoms/atoms?name=robot.safetensors"):
+        pick(mixer, "robot.safetensors")
+    with mixer.page.expect_response(late):
+        held[0].fulfill(**REFUSED)
+    mixer.page.wait_for_timeout(500)
+    expect(mixer.panel.locator(".sa-banner")).to_be_hidden()
+    mixer.page.unroute(late)
+
+
 def test_hostile_metadata_does_nothing(mixer: Desk, workflow: dict[str, Any], base: Path) -> None:
     folder = base / "models" / "sparse_dictionaries"
     metadata = {
@@ -239,9 +380,7 @@ def test_hostile_metadata_does_nothing(mixer: Desk, workflow: dict[str, Any], ba
     assert mixer.page.locator(".sa-tip img[src], .sa-tip script").count() == 0
     mixer.panel.get_by_role("button", name="Group: none").click()
     mixer.panel.get_by_role("button", name="Group: layer").click()
-    mixer.page.evaluate(
-        "app.graph.nodes.find(node => node.comfyClass === 'SparseAtoms_Load').widgets.find(w => w.name === 'browse').callback()"
-    )
+    pick_by_picture(mixer)
     expect(mixer.page.locator(".sa-card strong").filter(has_text=HOSTILE)).to_be_visible()
     assert mixer.page.evaluate("window.hacked") is None
     assert mixer.page.locator("img[src='x'], .sa-mixer script, .sa-browse script").count() == 0
@@ -258,9 +397,7 @@ def test_a_dictionary_is_picked_by_its_picture(mixer: Desk, workflow: dict[str, 
     folder.mkdir(exist_ok=True)
     save_dictionary(replace(load_dictionary(ROBOT), metadata=metadata), folder / "red.safetensors")
     open_with(mixer, workflow)
-    mixer.page.evaluate(
-        "app.graph.nodes.find(node => node.comfyClass === 'SparseAtoms_Load').widgets.find(w => w.name === 'browse').callback()"
-    )
+    pick_by_picture(mixer)
     mixer.page.get_by_label("Search dictionaries").fill("RED one")
     card = mixer.page.locator(".sa-card")
     expect(card).to_have_count(1)
@@ -271,6 +408,21 @@ def test_a_dictionary_is_picked_by_its_picture(mixer: Desk, workflow: dict[str, 
     )
     assert Path(picked) == Path("friends & more/red.safetensors")
     expect(mixer.page.locator(".sa-browse")).to_have_count(0)
+
+
+def test_picking_says_what_to_do_where_the_server_says_nothing(mixer: Desk, workflow: dict[str, Any]) -> None:
+    open_with(mixer, workflow)
+    dialog = mixer.page.locator(".sa-browse")
+    for answer, advice in (
+        (lambda route: route.abort(), "See that ComfyUI runs"),
+        (lambda route: route.fulfill(status=500), "Restart ComfyUI"),
+    ):
+        mixer.page.route("**/sparse_atoms/dictionaries", answer, times=1)
+        pick_by_picture(mixer)
+        expect(dialog).to_contain_text(advice)
+        dialog.get_by_label("Search dictionaries").fill("robot")
+        expect(dialog).to_contain_text(advice)
+        dialog.get_by_role("button", name="Close").click()
 
 
 def test_the_panel_grows_and_shrinks_with_its_node(mixer: Desk, workflow: dict[str, Any], vue: bool) -> None:

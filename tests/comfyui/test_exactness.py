@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,23 +11,27 @@ from typing import Any
 import comfy.hooks
 import comfy.ldm.modules.attention as comfy_attention
 import comfy.model_management
+import comfy.samplers
 import pytest
 import torch
 import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
 from factories import random_dictionary
 from torch import Tensor
-from world import assert_close, noise_of, sample, text, tiny_layers, tiny_model
+from world import assert_close, noise_of, random_model, sample, text, tiny_layers, tiny_model
 
 from sparse_core.addresses import parse_selection
-from sparse_core.controls import Conditioning, Control, Curve, Keep, Mask, Schedule, Solo, SparseAdapter, Weight
-from sparse_core.hosts.comfyui import KEY, Wrapper, apply_adapter, hook_adapter, list_layers
+from sparse_core.analysis.recording import Recorder, Recording
+from sparse_core.controls import Conditioning, Control, Curve, Keep, Listen, Mask, Schedule, Solo, SparseAdapter, Weight
+from sparse_core.hosts.comfyui import HEARD, KEY, Wrapper, apply_adapter, hook_adapter, list_layers
 from sparse_core.layers import Site
-from sparse_core.plan import MaskPlacementError
+from sparse_core.plan import Heard, MaskPlacementError
 
 ALL = parse_selection("*")
 
@@ -170,6 +176,17 @@ def test_conditionings_with_and_without_a_hook_keep_their_plans() -> None:
         wrapper.compiled(team, unet, torch.device("cpu"), torch.float32) for team in [[wrapper], [wrapper, other]] * 2
     ]
     assert found[0] is found[2] and found[1] is found[3] and found[0] is not found[1]
+
+
+def test_plans_end_with_the_unet_that_they_are_for() -> None:
+    hook, model = hook_adapter(adapter()), random_model()
+    unet = weakref.ref(model.model.diffusion_model)
+    sample(model, positive=hooked(text(1), hook))
+    del model
+    gc.collect()
+    comfy.model_management.cleanup_models()
+    gc.collect()
+    assert unet() is None
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["compiled first", "atoms first"])
@@ -325,6 +342,58 @@ def test_a_picture_does_not_depend_on_its_batch_mates() -> None:
     assert_close(first, second)
 
 
+# ------------------------------------------------------------------------------------------------------- other guiders
+
+
+def dual_guided(model: ModelPatcher, first: list, second: list, negative: list, nested: bool = False) -> Tensor:
+    """DualCFGGuider, which runs the negative prompt first."""
+    guider = Guider_DualCFG(model)
+    guider.set_conds(first, second, negative)
+    guider.set_cfg(3.0, 2.0, nested)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 2)
+    euler, noise = comfy.samplers.sampler_object("euler"), noise_of(1, (16, 16))
+    with torch.inference_mode():
+        return guider.sample(noise, torch.zeros_like(noise), euler, sigmas, disable_pbar=True, seed=0)
+
+
+def self_guided(model: ModelPatcher) -> ModelPatcher:
+    """With SelfAttentionGuidance, which runs the negative prompt once more, alone."""
+    return SelfAttentionGuidance.execute(model, 0.5, 2.0)[0]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_two_guided_prompts_are_positive_and_the_negative_is_not(nested: bool) -> None:
+    first, second, negative = text(1), text(3), text(2)
+    hook, choosy = hook_adapter(adapter()), hook_adapter(adapter(Conditioning("positive")))
+    expected = dual_guided(tiny_model(), hooked(first, hook), hooked(second, hook), negative, nested)
+    assert_close(dual_guided(patched(Conditioning("positive")), first, second, negative, nested), expected)
+    everywhere = (hooked(prompt, choosy) for prompt in (first, second, negative))
+    assert_close(dual_guided(tiny_model(), *everywhere, nested), expected)
+    opposite = dual_guided(tiny_model(), first, second, hooked(negative, hook), nested)
+    assert_close(dual_guided(patched(Conditioning("negative")), first, second, negative, nested), opposite)
+
+
+def test_a_negative_prompt_that_runs_once_more_is_still_negative() -> None:
+    expected = sample(self_guided(tiny_model()), positive=hooked(text(1), hook_adapter(adapter())))
+    assert_close(sample(self_guided(patched(Conditioning("positive")))), expected)
+
+
+def test_recordings_keep_the_prompts_of_other_guiders_apart() -> None:
+    places, words = "L0.q[0]", "L1.k[0]"
+
+    def recorded(draw: Callable[[ModelPatcher], Tensor]) -> Recording:
+        recorder = Recorder(adapter().dictionary, [places, words])
+        draw(apply_adapter(tiny_model(), adapter(), recorder))
+        return recorder.recording()
+
+    plain = recorded(lambda model: sample(model, steps=1))
+    dual = recorded(lambda model: dual_guided(model, text(1), text(3), text(2)))
+    degraded = recorded(lambda model: sample(self_guided(model), steps=1))
+    assert_close(dual.positive.words[words], plain.positive.words[words])
+    assert_close(dual.negative.words[words], plain.negative.words[words])
+    assert_close(degraded.positive.places[places].float(), plain.positive.places[places].float(), 1e-3)
+
+
 # ------------------------------------------------------------------------------------------------------ parts of a picture
 
 LEFT, RIGHT = (16, 8, 0, 0), (16, 8, 0, 8)
@@ -359,6 +428,26 @@ def test_prompts_for_two_regions_and_the_whole() -> None:
     assert torch.equal(sample(patched(nowhere), positive=prompts), sample(tiny_model(), positive=prompts))
     masked = sample(patched(Mask(right_half())), positive=prompts)
     assert torch.isfinite(masked).all()
+
+
+def test_atoms_that_wait_for_the_word_of_a_half_act_on_its_prompt_alone() -> None:
+    """Two dictionaries, each waiting for the word of its own half. ComfyUI runs the negative prompt on both halves too."""
+
+    def said(seed: int, *words: str, **options: Any) -> list:
+        return text(seed, **{HEARD: Heard(frozenset({"robot", "owl"}), frozenset(words)), **options})
+
+    halves = said(1, "robot", area=LEFT, strength=1.0) + said(3, "owl", area=RIGHT, strength=1.0)
+    prompts = dict(positive=halves, negative=said(2))
+    first, second = adapter(), adapter(seed=1)
+    waiting = tiny_model()
+    for one, word in ((first, "robot"), (second, "owl")):
+        waiting = apply_adapter(waiting, one.with_controls(Listen((word,))))
+    models = (waiting, tiny_model(), apply_adapter(tiny_model(), first), apply_adapter(tiny_model(), second))
+    found, plain, left, right = (predictions(model, **prompts) for model in models)
+    assert_close(found[1], plain[1])
+    assert_close(found[0][..., :8], left[0][..., :8])
+    assert_close(found[0][..., 8:], right[0][..., 8:])
+    assert not torch.allclose(left[1], plain[1], atol=1e-2)
 
 
 def test_a_patch_that_tiles_the_picture_is_refused_with_a_mask_and_works_without() -> None:

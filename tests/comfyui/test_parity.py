@@ -141,6 +141,26 @@ def test_training_hosts_agree_on_noise_and_estimate(
     assert_close(*estimates, 0.05)  # one rounds to whole timesteps, the other does not
 
 
+def test_both_hosts_tell_the_negative_prompt_from_the_positive(
+    pipeline: StableDiffusionPipeline, dictionary: SparseDictionary
+) -> None:
+    prompt, at = text(1, width=WIDTH), torch.tensor([0.3, 0.8])
+    comfy_host, diffusers_host = ComfyHost(demo_model()), DiffusersHost(pipeline)
+    asked = {
+        comfy_host: comfy_host.stack_conditions([prompt, prompt]),
+        diffusers_host: Condition(prompt[0][0].repeat(2, 1, 1)),
+    }
+    everywhere, choosy = SparseAdapter(dictionary), SparseAdapter(dictionary).with_controls(Conditioning("positive"))
+    for host, condition in asked.items():
+        with torch.no_grad():
+            plain = host.denoise(NOISY, at, condition)
+            with host.patched([everywhere]):
+                whole = host.denoise(NOISY, at, condition)
+            with host.patched([choosy]):
+                positive, negative = (host.denoise(NOISY, at, condition, side) for side in (True, False))
+        assert torch.equal(negative, plain) and torch.equal(positive, whole) and not torch.equal(whole, plain)
+
+
 def test_what_a_patched_model_is_asked_is_what_the_other_host_sees(
     pipeline: StableDiffusionPipeline, dictionary: SparseDictionary
 ) -> None:

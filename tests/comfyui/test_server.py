@@ -285,6 +285,23 @@ def test_a_bad_address_line_is_refused_before_anything_runs(server: Server, dict
     assert f'"{nodes["weights"]}"' in error
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"), [("Weights", "L2 = 0.3"), ("Mute", "L2"), ("Mixer", "L2.v[1] = 0.5")], ids=lambda value: value
+)
+def test_text_may_come_from_a_link(server: Server, dictionary_file: str, kind: str, text: str) -> None:
+    """And is then checked when it runs."""
+    name = {"Weights": "lines", "Mute": "atoms", "Mixer": "mix"}[kind]
+    errors = []
+    for linked in (text, "L2[red]"):
+        graph = Graph()
+        words = graph.add("PrimitiveStringMultiline", value=linked)
+        load = graph.add("SparseAtoms_Load", name=dictionary_file)
+        control = graph.add(f"SparseAtoms_{kind}", dictionary=load[0], **{name: words[0]})
+        graph.add("SparseAtoms_Info", dictionary=control[0], top=8)
+        errors.append(server.client.run(graph).error)
+    assert not errors[0] and "L2[red]" in errors[1]
+
+
 def test_an_address_that_picks_nothing_says_what_there_is(server: Server, dictionary_file: str) -> None:
     graph, _ = weighted(dictionary_file, "L99 = 0.5")
     error = server.client.run(graph).error

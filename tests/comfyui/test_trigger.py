@@ -117,7 +117,8 @@ def test_a_prompt_that_names_it_is_drawn_as_on_the_positive_prompt_alone(server:
 
 
 def test_prompts_of_regions_each_decide_for_their_own(server: Server) -> None:
-    """A robot's prompt on the left, a cat's on the right, in one run: as if the dictionary hung on the left prompt."""
+    """A robot's prompt on the left, a cat's on the right, in one run: as if the dictionary hung on the left prompt, and not on
+    the copy of the negative one that ComfyUI makes for the left."""
     scene = Scene()
     graph = scene.graph
 
@@ -131,7 +132,8 @@ def test_prompts_of_regions_each_decide_for_their_own(server: Server) -> None:
 
     left = graph.add("CLIPTextEncode", text="a big robot on the left in the snow", clip=scene.waiting[1])[0]
     negative = graph.add("CLIPTextEncode", text="", clip=scene.waiting[1])[0]
-    hooks = graph.add("SparseAtoms_Hook", dictionary=scene.robot[0], strength=1.0)
+    positive = graph.add("SparseAtoms_Prompt", dictionary=scene.robot[0], prompt="positive", atoms="*")
+    hooks = graph.add("SparseAtoms_Hook", dictionary=positive[0], strength=1.0)
     hooked = graph.add(
         "ConditioningSetProperties", cond_NEW=left, strength=1.0, set_cond_area="default", hooks=hooks[0]
     )

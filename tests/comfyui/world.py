@@ -57,7 +57,7 @@ class TinyConfig(comfy.supported_models.SD15):
 
     unet_extra_config: ClassVar = {}
 
-    def __init__(self) -> None:
+    def __init__(self, **unet: Any) -> None:
         super().__init__(
             {
                 "image_size": 8,
@@ -77,6 +77,7 @@ class TinyConfig(comfy.supported_models.SD15):
                 "legacy": False,
                 "adm_in_channels": None,
                 "use_temporal_attention": False,
+                **unet,
             }
         )
         self.set_inference_dtype(torch.float32, None)
@@ -85,7 +86,12 @@ class TinyConfig(comfy.supported_models.SD15):
 @cache
 def tiny_model() -> ModelPatcher:
     """A random UNet. Shared: leave it as it was."""
-    model = BaseModel(TinyConfig(), device="cpu")
+    return random_model()
+
+
+def random_model(kind: type[BaseModel] = BaseModel, **unet: Any) -> ModelPatcher:
+    """A tiny model of one's own, of some kind and with some of the UNet's settings changed."""
+    model = kind(TinyConfig(**unet), device="cpu")
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.diffusion_model.named_parameters():
         values = torch.randn(parameter.shape, generator=generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
@@ -20,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sparse_core import cli
+from sparse_core import cli, generate
 from sparse_core.compose import cli as compose_cli
 from sparse_core.demo.text import load_tokenizer, write_tokenizer
 from sparse_core.files import load_dictionary, save_dictionary
@@ -210,8 +211,10 @@ class TestTrain:
         prior = ("--prior", "a cat", "--prior", "a house", "--prior-folder", keep, "--title", "trained")
         assert run("train", images, "--out", out, "--model", model, *QUICK, *prior) == 0
         (examples,) = seen
-        assert [is_prior for is_prior, _ in examples] == [False] * 2 + [True] * 17
-        assert {shape for is_prior, shape in examples if is_prior} == {examples[0][1]}
+        to_learn = [shape for is_prior, shape in examples if not is_prior]
+        to_keep = [shape for is_prior, shape in examples if is_prior]
+        assert len(to_learn) == len(set(to_learn)) == 2  # a batch is of one size
+        assert [to_keep.count(shape) for shape in to_learn] == [8 + 1, 8 + 1]
         assert out.read_bytes() != trained.read_bytes()
 
     def test_a_black_mask_leaves_that_part_out(self, model, images, tmp_path, monkeypatch):
@@ -352,11 +355,29 @@ class TestGenerate:
             self.draw(model, tmp_path / "a.png", "--dictionary", trained, "--atoms-lines", f"@{lines}") == base
         ).all()
 
+    def test_lines_of_windows_notepad_are_read(self, tmp_path):
+        lines = tmp_path / "lines.txt"
+        lines.write_text("* = 0\n", encoding="utf-8-sig")
+        assert cli.read_lines([f"@{lines}", "top:1 = 2"]) == "* = 0\n\ntop:1 = 2"
+        lines.write_text("* = 0", encoding="utf-16")
+        with pytest.raises(ValueError, match=r"lines.txt is not UTF-8.*Save it as UTF-8"):
+            cli.read_lines([f"@{lines}"])
+
     def test_a_black_mask_is_the_base(self, model, trained, tmp_path):
         Image.new("L", (10, 10)).save(tmp_path / "mask.png")
         base = self.draw(model, tmp_path / "base.png")
         masked = self.draw(model, tmp_path / "a.png", "--dictionary", trained, "--mask", tmp_path / "mask.png")
         assert (masked == base).all()
+
+    def test_a_mask_painted_on_nothing_is_one_on_black(self, model, trained, tmp_path):
+        loud = ("--dictionary", trained, "--strength", "8")
+        drawn = [self.draw(model, tmp_path / "everywhere.png", *loud)]
+        for name, mask in (("black", Image.new("L", (SIDE, SIDE))), ("clear", Image.new("LA", (SIDE, SIDE)))):
+            mask.paste("white", (0, 0, SIDE // 2, SIDE))
+            mask.save(tmp_path / f"{name}-mask.png")
+            drawn.append(self.draw(model, tmp_path / f"{name}.png", *loud, "--mask", tmp_path / f"{name}-mask.png"))
+        everywhere, on_black, on_clear = drawn
+        assert (on_clear == on_black).all() and (on_clear != everywhere).any()
 
     def test_a_dictionary_acts_on_the_prompts_that_are_asked_for(self, model, trained, tmp_path):
         loud = ("--dictionary", trained, "--strength", "8")
@@ -377,6 +398,21 @@ class TestGenerate:
         assert second.shape == (96, 64, 3)
         assert (first != second).any()
         assert (second == pixels(tmp_path / "one.png")).all()
+
+    def test_every_picture_is_written_as_soon_as_it_is_drawn(self, model, tmp_path, monkeypatch, capsys):
+        draw = generate.generate
+
+        def draw_until_the_third(host, prompts, seeds, *arguments):
+            if 7 in seeds:
+                raise KeyboardInterrupt
+            return draw(host, prompts, seeds, *arguments)
+
+        monkeypatch.setattr(generate, "generate", draw_until_the_third)
+        many = ("--steps", 1, "--count", 100, "--seed", 5, "--out", tmp_path / "folder")
+        assert run("generate", "--prompt", "a zib", "--model", model, *many) == 130
+        written = [str(tmp_path / "folder" / name) for name in ("0001.png", "0002.png")]
+        assert sorted(map(str, (tmp_path / "folder").iterdir())) == written
+        assert capsys.readouterr().out.splitlines() == written
 
     def test_errors_are_told(self, model, saved, trained, tmp_path, capsys):
         base = ("generate", "--prompt", "a zib", "--out", tmp_path / "x.png", "--model", model, "--steps", 1)
@@ -436,6 +472,19 @@ class TestInfo:
         assert importances == sorted(importances, reverse=True)
         assert max(importances) == max(float(atoms.importance.max()) for atoms in dictionary.sites.values())
 
+    def test_what_the_code_page_of_windows_lacks_is_replaced(self, tmp_path, monkeypatch):
+        title = "\N{HIRAGANA LETTER A}"
+        file = save_dictionary(
+            replace(random_dictionary(), metadata={"modelspec.title": title}), tmp_path / "a.safetensors"
+        )
+        for how in ((), ("--json",)):
+            written = io.BytesIO()
+            monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+            assert run("info", file, *how) == 0
+            sys.stdout.flush()
+            said = written.getvalue().decode("cp1252")
+            assert json.loads(said)["metadata"]["modelspec.title"] == title if how else "modelspec.title: ?" in said
+
     def test_other_files_are_named(self, tmp_path, capsys):
         assert_fails(capsys, "There is no file nowhere", "info", tmp_path / "nowhere")
         save_file({"lora_unet_down.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
@@ -462,7 +511,7 @@ def test_a_report_is_one_page_that_loads_nothing_and_runs_nothing_of_a_files_own
         "training": {attack: attack},
         attack: attack,
     }
-    file, page = tmp_path / "evil.safetensors", tmp_path / "page.html"
+    file, page = tmp_path / "evil.safetensors", tmp_path / "new" / "folder" / "page.html"
     save_dictionary(replace(dictionary, metadata=metadata), file)
     taught = tmp_path / "taught"
     taught.mkdir()
@@ -484,6 +533,12 @@ def test_a_report_without_a_trigger_asks_for_a_prompt(tmp_path: Path, capsys: py
     assert "--prompt" in capsys.readouterr().err
 
 
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_loaded(saved, tmp_path, capsys):
+    base = ("report", saved, "--prompt", "a zib", "--model", tmp_path / "nowhere")
+    assert_fails(capsys, f"{tmp_path} is a folder; expected the .html file", *base, "--out", tmp_path)
+    assert_fails(capsys, str(saved), *base, "--out", saved / "page.html")
+
+
 class TestExtract:
     def test_writes_the_atoms_asked_for(self, saved, tmp_path, capsys):
         out = tmp_path / "hat.safetensors"
@@ -491,6 +546,11 @@ class TestExtract:
         part = load_dictionary(out)
         assert len(part) == 5 and len(part.metadata["origins"]) == 5
         assert "5 of 64 atoms" in capsys.readouterr().out
+
+    def test_a_name_without_suffix_gets_that_of_a_dictionary(self, saved, tmp_path, capsys):
+        assert run("extract", saved, "--atoms", "top:5", "--out", tmp_path / "hat") == 0
+        assert len(load_dictionary(tmp_path / "hat.safetensors")) == 5 and not (tmp_path / "hat").exists()
+        assert "hat.safetensors: 5 of" in capsys.readouterr().out
 
     def test_a_selection_that_picks_nothing_is_an_error(self, saved, tmp_path, capsys):
         assert_fails(

@@ -10,6 +10,7 @@ import torch
 from factories import CHANNELS, random_condition, random_dictionary, tiny_host
 from torch import Generator, Tensor
 
+from sparse_core import cli
 from sparse_core.addresses import ALL, AddressError, parse_lines, parse_selection
 from sparse_core.compose import combine, extract, interpolate
 from sparse_core.compose.provenance import content_hash
@@ -125,6 +126,29 @@ def test_the_budget_keeps_the_most_important(host: DiffusersHost) -> None:
     assert_same_picture(host, made, [SparseAdapter(whole).with_controls(Keep(1.0, count=10))])
 
 
+@pytest.mark.parametrize("merge_above", [0.95, 1])
+def test_a_budget_of_atoms_is_no_obstacle_where_there_are_none(merge_above: float, tmp_path: Path) -> None:
+    rest = {"conv_in": LowRank(torch.randn(2, 4, 3, 3), torch.randn(2, 8))}
+    one = SparseAdapter(replace(random_dictionary(sites=[]), rest=rest))
+    made = combine([one, one], [1.0, 0.5], budget=10, merge_above=merge_above)
+    assert content_hash(made) == content_hash(combine([one, one], [1.0, 0.5]))
+    assert not made.sites and made.metadata["combined"]["atoms_over_budget"] == 0
+    made = load_dictionary(save_dictionary(made, tmp_path / "made.safetensors", torch.float32))
+    torch.testing.assert_close(
+        torch.einsum("r...,ro->o...", made.rest["conv_in"].down, made.rest["conv_in"].up),
+        1.5 * torch.einsum("r...,ro->o...", rest["conv_in"].down, rest["conv_in"].up),
+    )
+
+
+def test_a_rest_stands_beside_the_atoms_of_the_budget(host: DiffusersHost) -> None:
+    rest = {"conv_in": LowRank(torch.randn(2, 4, 3, 3), torch.randn(2, 8))}
+    alone = SparseAdapter(replace(random_dictionary(host.layers, sites=[]), rest=rest))
+    made = combine([alone, adapter(host, 1)], budget=3)
+    assert len(made) == 3 and made.rest.keys() == rest.keys()
+    plenty = combine([alone, adapter(host, 1)], budget=1000)
+    assert content_hash(plenty) == content_hash(combine([alone, adapter(host, 1)]))
+
+
 def test_a_combination_says_what_it_is_made_of(host: DiffusersHost, tmp_path: Path) -> None:
     said = {"modelspec.trigger_phrase": "zib", "modelspec.author": "A", "modelspec.license": "CC0"}
     seen = {"thumbnails": {"L0.v[0]": "data:image/jpeg;base64,AAAA"}, "effects": {"L0.v[0]": 3.0}}
@@ -226,6 +250,18 @@ def test_an_extract_says_where_each_atom_was(host: DiffusersHost) -> None:
     torch.testing.assert_close(
         made.sites[Site(0, "q")].encoder[0], whole.dictionary.sites[Site(0, "q")].encoder[2], rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("name", ["hat", "hat.safetensors", "hat.v2"])
+def test_an_extract_is_named_as_load_sparse_dictionary_looks_for_it(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    saved = save_dictionary(random_dictionary(), tmp_path / "saved.safetensors")
+    assert cli.main(["extract", str(saved), "--atoms", "top:5", "--out", str(tmp_path / name)]) == 0
+    expected = tmp_path / f"{name.removesuffix('.safetensors')}.safetensors"
+    assert {path.name for path in tmp_path.iterdir()} == {saved.name, expected.name}
+    assert len(load_dictionary(expected)) == 5
+    assert str(expected) in capsys.readouterr().out
 
 
 def test_only_the_whole_takes_the_rest_along() -> None:

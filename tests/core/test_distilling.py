@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from factories import CHANNELS, random_condition, random_dictionary, tiny_host
+from factories import CHANNELS, TEXT, random_condition, random_dictionary, tiny_host
+from safetensors.torch import save_file
 from torch import Generator, Tensor
 
+from sparse_core import cli
 from sparse_core.controls import SparseAdapter
 from sparse_core.examples import Batch, draw_batch
+from sparse_core.files import load_dictionary
 from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.layers import Site
 from sparse_core.training import Example, TrainingSettings, distil, questioned, train
@@ -137,3 +141,53 @@ def test_nothing_to_ask_is_refused(host: DiffusersHost, prompts: int, pictures: 
     condition = random_condition(1)
     with pytest.raises(ValueError, match=said):
         questioned(host, [condition] * prompts, condition, SHAPE, pictures=pictures)
+
+
+# ------------------------------------------------------------------------------------------------------ the command line
+
+OF_THE_UNET = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+OF_THE_TEXT = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model in place of the one that the command loads."""
+    pipeline = tiny_host().pipeline
+    pipeline.encode_prompt = lambda prompt, *_: (random_condition(1, seed=len(prompt)).text, None)
+    monkeypatch.setattr("sparse_core.pipelines.load_pipeline", lambda *_: pipeline)
+
+
+def write_lora(path: Path, *modules: str) -> Path:
+    down, up = torch.ones(2, TEXT["sd"]), torch.ones(16, 2)
+    pairs = {module: {"A": down, "B": up} for module in modules}
+    save_file({f"{m}.lora_{n}.weight": t.clone() for m, pair in pairs.items() for n, t in pair.items()}, path)
+    return path
+
+
+def run_distil(lora: Path, out: Path) -> int:
+    quick = ["--pictures", "1", "--steps", "1", "--atoms", "2"]
+    return cli.main(["distil", str(lora), "--prompt", "a zib", "--out", str(out), *quick])
+
+
+@pytest.mark.usefixtures("plain")
+def test_what_the_teacher_lacks_of_the_lora_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    lora = write_lora(tmp_path / "both.safetensors", OF_THE_UNET, OF_THE_TEXT)
+    assert run_distil(lora, tmp_path / "made.safetensors") == 0
+    said = capsys.readouterr()
+    assert "both.safetensors: 1 atoms in 1 sites" in said.out and "100%" in said.out
+    warning = next(line for line in said.err.splitlines() if line.startswith("Warning"))
+    for words in ("the teacher lacks what both.safetensors does to the text encoder", "ComfyUI", "CLIP"):
+        assert words in warning
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("name", ["made", "made.safetensors", "made.v2"])
+def test_a_distilled_file_is_named_as_load_sparse_dictionary_looks_for_it(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    lora = write_lora(tmp_path / "lora.safetensors", OF_THE_UNET)
+    assert run_distil(lora, tmp_path / name) == 0
+    stem = name.removesuffix(".safetensors")
+    assert {path.name for path in tmp_path.iterdir()} == {lora.name, f"{stem}.safetensors"}
+    assert load_dictionary(tmp_path / f"{stem}.safetensors").metadata["modelspec.title"] == stem
+    assert "Warning" not in capsys.readouterr().err

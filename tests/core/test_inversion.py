@@ -33,7 +33,7 @@ class GaussianHost:
         signal, spread = self.scales(progress)
         return signal * latents + spread * noise
 
-    def denoise(self, noisy: Tensor, progress: Tensor, condition: float) -> Tensor:
+    def denoise(self, noisy: Tensor, progress: Tensor, condition: float, positive: bool = True) -> Tensor:
         signal, spread = self.scales(progress)
         return condition + (noisy - signal * condition) * signal * SPREADS / (
             signal.square() * SPREADS + spread.square()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from factories import CHANNELS, random_condition, tiny_host
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -216,6 +220,140 @@ def test_hadamard_products(shape: tuple[int, ...]) -> None:
     update = low_rank(parts | {"alpha": torch.tensor(3.0)}, shape)
     expected = 1.5 * (parts["w1_a"] @ parts["w1_b"]) * (parts["w2_a"] @ parts["w2_b"])
     assert torch.allclose(update.up.T @ update.down.flatten(1), expected, atol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------- strengths in the header
+
+ADAPTERS = {
+    "alpha above the rank": {"lora_alpha": 10},
+    "alpha below the rank": {"lora_alpha": 1},
+    "root of the rank": {"lora_alpha": 10, "use_rslora": True},
+    "patterns": {
+        "lora_alpha": 10,
+        "rank_pattern": {"to_q": 2, "conv1": 3},
+        "alpha_pattern": {"attn1.to_v": 3, r"^(down|up)_blocks.*attn2\.to_q": 5, "to_q": 7, "ff.net.0.proj": 100},
+    },
+    "root with patterns": {
+        "lora_alpha": 3,
+        "use_rslora": True,
+        "rank_pattern": {"to_v": 9},
+        "alpha_pattern": {"to_k": 6},
+    },
+}
+WHERE = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "conv1", "time_emb_proj"]
+FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers calls it."""
+
+
+def adapted(host: DiffusersHost, **said: object) -> UNet2DConditionModel:
+    """The UNet with a random adapter of rank 4."""
+    unet = copy.deepcopy(host.unet)
+    torch.manual_seed(0)
+    unet.add_adapter(LoraConfig(r=4, target_modules=WHERE, init_lora_weights=False, **said))
+    return unet
+
+
+def save_whole(unet: UNet2DConditionModel, folder: Path) -> Path:
+    """As diffusers' training scripts save it, for a pipeline."""
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=get_peft_model_state_dict(unet),
+        unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
+    )
+    return folder / FILE
+
+
+def save_part(unet: UNet2DConditionModel, folder: Path) -> Path:
+    """As the UNet saves its own."""
+    unet.save_lora_adapter(folder, weight_name=FILE)
+    return folder / FILE
+
+
+def updates_of(dictionary: SparseDictionary, host: DiffusersHost) -> dict[str, Tensor]:
+    """Module's name to the (d_out, d_in) update of its weight."""
+    sites = {site: name for name, site in projection_sites(shapes_of(host), host.layers).items()}
+    rest = {name: update.up.T @ update.down.flatten(1) for name, update in dictionary.rest.items()}
+    return {sites[site]: atoms.directions.T @ atoms.encoder for site, atoms in dictionary.sites.items()} | rest
+
+
+@pytest.mark.parametrize(("save", "prefix"), [(save_whole, "unet"), (save_part, None)])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_strength_is_what_diffusers_applies(
+    adapter: str,
+    save: Callable[[UNet2DConditionModel, Path], Path],
+    prefix: str | None,
+    host: DiffusersHost,
+    tmp_path: Path,
+) -> None:
+    path = save(adapted(host, **ADAPTERS[adapter]), tmp_path)
+    loaded = copy.deepcopy(host.unet)
+    loaded.load_lora_adapter(tmp_path, prefix=prefix, weight_name=FILE, adapter_name="it")
+    expected = {n: m.get_delta_weight("it") for n, m in loaded.named_modules() if hasattr(m, "get_delta_weight")}
+    found = updates_of(host.import_lora(path).dictionary, host)
+    assert found.keys() == expected.keys()
+    for name, update in expected.items():
+        torch.testing.assert_close(found[name], update.detach().flatten(1), rtol=1e-4, atol=1e-5, msg=name)
+
+
+def with_header(tensors: dict[str, Tensor], settings: object, path: Path) -> Path:
+    said = settings if isinstance(settings, str) else json.dumps(settings)
+    save_file({key: t.contiguous() for key, t in tensors.items()}, path, {"lora_adapter_metadata": said})
+    return path
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["", {}, {"unet.r": 3, "unet.lora_alpha": 3}, {"unet.r": 3}, {"text_encoder.lora_alpha": 30}],
+    ids=["empty", "nothing", "alpha of the rank", "no alpha", "of the text encoder"],
+)
+def test_a_header_that_says_no_other_strength_changes_no_bit(
+    settings: object, host: DiffusersHost, dictionary: SparseDictionary, tmp_path: Path
+) -> None:
+    path = with_header(peft(random_pairs(host)), settings, tmp_path / "some.safetensors")
+    assert same(host.import_lora(path).dictionary, dictionary)
+
+
+def test_alpha_tensors_come_before_the_header(host: DiffusersHost, tmp_path: Path) -> None:
+    tensors = peft(random_pairs(host))
+    tensors |= {key.replace(".lora_A.weight", ".alpha"): torch.tensor(2.0) for key in tensors if "lora_A" in key}
+    expected = import_file(host, tensors, tmp_path).dictionary
+    path = with_header(tensors, {"unet.lora_alpha": 30}, tmp_path / "other.safetensors")
+    assert same(host.import_lora(path).dictionary, expected)
+
+
+def test_the_text_encoders_part_brings_its_strength_along(host: DiffusersHost, tmp_path: Path) -> None:
+    layer = "text_encoder.text_model.encoder.layers.0.self_attn"
+    text = {f"{layer}.{name}.lora_A.weight": torch.ones(2, 4) for name in ("q_proj", "v_proj")}
+    settings = {"text_encoder.lora_alpha": 6, "text_encoder.alpha_pattern": {"v_proj": 5}, "unet.lora_alpha": 3}
+    lora = host.import_lora(with_header(peft(random_pairs(host)) | text, settings, tmp_path / "some.safetensors"))
+    assert {key: float(t) for key, t in lora.text.items() if key.endswith("alpha")} == {
+        f"{layer}.q_proj.alpha": 6,
+        f"{layer}.v_proj.alpha": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "{",
+        "[" * 100_000,
+        [1],
+        {"unet.lora_alpha": "strong"},
+        {"unet.lora_alpha": float("nan")},
+        {"unet.lora_alpha": 4, "unet.alpha_pattern": ["to_q"]},
+        {"unet.lora_alpha": 4, "unet.alpha_pattern": {"(": 1}},
+    ],
+    ids=["cut off", "too deep", "a list", "a word", "not finite", "patterns in a list", "no pattern"],
+)
+def test_a_damaged_header_is_refused(settings: object, host: DiffusersHost, tmp_path: Path) -> None:
+    path = with_header(peft(random_pairs(host)), settings, tmp_path / "some.safetensors")
+    with pytest.raises(LoraFileError, match=r"some\.safetensors.*lora_adapter_metadata is damaged"):
+        host.import_lora(path)
+
+
+def test_a_dora_of_diffusers_is_refused(host: DiffusersHost, tmp_path: Path) -> None:
+    with pytest.raises(LoraFileError, match="DoRA"):
+        host.import_lora(save_whole(adapted(host, use_dora=True), tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------------- whole models

@@ -892,3 +892,11 @@ def test_compiling_changes_neither_dictionary_nor_controls() -> None:
     run([adapter, adapter], make_inputs(1))
     for site, atoms in adapter.dictionary.sites.items():
         assert all(torch.equal(t, before[site].tensors()[name]) for name, t in atoms.tensors().items())
+
+
+def test_a_plan_of_what_was_made_in_inference_mode_can_be_trained_through() -> None:
+    with torch.inference_mode():
+        dictionary = random_dictionary()
+    plan = compile_plan([SparseAdapter(dictionary)], LAYERS).to(torch.device("cpu"), torch.float32)
+    decoders = [d for layer in plan.layers.values() for d in layer.decoders.values()]
+    assert decoders and not any(d.directions.is_inference() for d in decoders)

@@ -52,7 +52,7 @@ from benchmarks.quality.words import PromptedHost
 from sparse_core.demo.judge import NOTHING
 from sparse_core.demo.model import load_pipeline
 from sparse_core.demo.world import PLACES, Rendering, Scene
-from sparse_core.training import Example
+from sparse_core.training import PRESETS, Example
 from sparse_core.training.loop import Trainer
 
 NOTES = {"tier": "Made up.", "seeds": [0], "versions": {}}
@@ -261,6 +261,9 @@ def test_a_killed_run_goes_on_where_it_was(setup: Setup, monkeypatch: pytest.Mon
                 self.cells[key] = {}
             return Taught({})
 
+        def overhead(self, unit: Unit, taught: Taught) -> None:
+            self.cells[self.keys.overhead(unit)] = {"ratio": 1.0}
+
         def _look(self, unit: Unit, taught: Taught, point: Point) -> dict:
             if len(made) >= self.limit + 2:
                 raise KeyboardInterrupt
@@ -294,6 +297,16 @@ def test_figures_travel_in_a_file_and_keep_what_others_have_put_there(tmp_path: 
     third.take_over(tmp_path / "nothing")
 
 
+def test_a_style_is_taught_with_the_preset_for_styles_and_a_thing_is_not() -> None:
+    for work in units(ALL, WHOLE, list(METHODS.values()), list(CONTROLS.values())):
+        settings, style = work.method.settings, work.task.kind == "style"
+        if work.method.name == OURS:
+            chosen = PRESETS["style" if style else "character"]
+            assert all(getattr(settings, name) == value for name, value in chosen.items())
+        if work.method.name == "Adapter":
+            assert work.method == METHODS["Adapter"]
+
+
 def test_recognisers_travel_with_the_figures_and_none_is_replaced(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there" / "recognisers"
     here.mkdir()
@@ -321,7 +334,7 @@ def test_a_recogniser_that_was_brought_along_is_not_trained_again(setup: Setup) 
 def test_a_method_is_compared_once_it_has_learnt_all_tasks_of_a_half() -> None:
     work = [unit(task=task, method=METHODS[name], seed=seed) for task in ALL for name in MAIN for seed in (0, 1)]
     missing = [next(u for u in work if u.task.half == "dev" and u.method.name == "LoRA" and u.seed == 1)]
-    found = [Look(u, {}, {}, {}) for u in work if u not in missing]
+    found = [Look(u, {}, {}, {}, 1.0) for u in work if u not in missing]
     left_out = {(u.task.half, u.method.name, u.seed) for u in work} - {
         (look.unit.task.half, look.unit.method.name, look.unit.seed) for look in comparable(found, work)
     }
@@ -532,16 +545,16 @@ def _looks(likenesses: dict[str, dict[str, float]]) -> list[Look]:
         "base": {"hits": [3] * 8, "asked": [4] * 8, "recognised": [0.0] * 8, "closeness": [0.0] * 8},
         "overfitted": {"hits": [1] * 8, "asked": [4] * 8, "recognised": [1.0] * 8, "closeness": [1.0] * 8},
     }
-    reference |= {"right": reference["base"], "drawable": reference["base"], "wrong": reference["base"], "seconds": 1.0}
+    reference |= {"right": reference["base"], "drawable": reference["base"], "wrong": reference["base"]}
     training = {"parameters": 10, "bytes": 40, "seconds": 1.0, "active_share": 0.1}
     found = []
     for method, concepts in likenesses.items():
         for concept, likeness in concepts.items():
             scores = {**reference["base"], "recognised": [likeness] * 8, "closeness": [likeness] * 8}
-            scores |= {"drift": [1.0], "unchanged": [False], "seconds": 1.0}
+            scores |= {"drift": [1.0], "unchanged": [False]}
             task = choose_tasks(QUICK, None)[0]
             unit = Unit(replace(task, name=concept, half="held_out"), 0, METHODS[method], (Point(),))
-            found.append(Look(unit, training, {Point(): scores}, reference))
+            found.append(Look(unit, training, {Point(): scores}, reference, 1.0))
     return found
 
 

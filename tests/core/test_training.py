@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
@@ -14,6 +16,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from factories import CHANNELS, random_condition, random_dictionary, tiny_host
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from sparse_core.analysis.importance import measure
@@ -23,11 +27,22 @@ from sparse_core.examples import draw_batch
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.layers import Layer, Site
-from sparse_core.training import PRESETS, Example, Preview, Progress, TrainingSettings, TrainingStopped, train
+from sparse_core.training import (
+    PRESETS,
+    Example,
+    Preview,
+    Progress,
+    TrainingSettings,
+    TrainingStopped,
+    loop,
+    shared_out,
+    train,
+)
 from sparse_core.training.learners import DictionaryLearner, initial_dictionary
 from sparse_core.training.loop import Trainer, learning_rate_factor
 from sparse_core.training.objective import SNR_CAP, loss_weight
 from sparse_core.training.processes import Processes
+from sparse_core.training.state import TrainingState
 
 QUICK = TrainingSettings(steps=4, batch=2, atoms=8, threshold=0.5, learning_rate=0.01, reseed_every=0)
 
@@ -273,11 +288,68 @@ def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(
     host: DiffusersHost, tmp_path: Path, ema: float
 ) -> None:
     state, examples, settings = tmp_path / "fox.state.safetensors", make_examples(), replace(QUICK, ema=ema)
-    train(host, examples, settings, stop_at(2), autosave=state)
-    assert state.is_file()
+    stopped = train(host, examples, settings, stop_at(2), autosave=state)
     resumed = train(host, examples, settings, autosave=state)
     assert same(resumed, train(host, examples, settings))
-    assert not state.exists()
+    assert resumed.metadata["training"]["finished"] and not stopped.metadata["training"]["finished"]
+
+
+class Cancelled(Exception):
+    """What a host raises in the middle of a model call."""
+
+
+@contextmanager
+def cancelled_in_call(host: DiffusersHost, number: int) -> Iterator[None]:
+    """The host is interrupted in this call of the model, counted from 1."""
+    denoise, calls = host.denoise, itertools.count(1)
+
+    def interrupted(*arguments: object) -> Tensor:
+        if next(calls) == number:
+            raise Cancelled
+        return denoise(*arguments)
+
+    host.denoise, host.interruptions = interrupted, (Cancelled,)
+    yield
+    del host.denoise, host.interruptions
+
+
+@pytest.mark.parametrize("call", [1, 4, 7, 10, 15, 17])
+def test_a_training_cancelled_in_a_model_call_goes_on_as_if_it_had_not_been(
+    host: DiffusersHost, tmp_path: Path, call: int
+) -> None:
+    """Calls are of steps, of two batches each, and of looks at the held-out pictures."""
+    state, examples, held_out = tmp_path / "fox.training", make_examples(), {"held_out": make_examples(2, seed=5)}
+    options = {"accumulate": 2, "ema": 0.9, "check_every": 2, "reseed_every": 2, "threshold": 3.0}
+    settings = replace(QUICK, **options)
+    with cancelled_in_call(host, call):
+        stopped = train(host, examples, settings, autosave=state, **held_out)
+    assert all(bool(torch.isfinite(t).all()) for atoms in stopped.sites.values() for t in atoms.tensors().values())
+    seen: list[list[float]] = []
+    resumed = train(host, examples, settings, lambda p: seen.append(p.held_out), autosave=state, **held_out)
+    whole = train(host, examples, settings, lambda p: seen.append(p.held_out), **held_out)
+    assert same(resumed, whole) and resumed.metadata == whole.metadata
+    assert whole.metadata["training"]["atoms_reseeded"] > 0
+    assert seen[-1] == TrainingState.load(state).held_out and len(seen[-1]) == 2
+
+
+def test_what_was_learnt_is_still_there_when_measuring_it_fails(
+    host: DiffusersHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, examples = tmp_path / "fox.training", make_examples()
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(loop, "measure", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+        train(host, examples, QUICK, autosave=state)
+    steps: list[int] = []
+    resumed = train(host, examples, QUICK, lambda p: steps.append(p.step), autosave=state)
+    assert not steps and same(resumed, train(host, examples, QUICK))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.9), (0.9, 0.0), (0.9, 0.5)])
+def test_another_running_mean_is_refused(host: DiffusersHost, tmp_path: Path, before: float, after: float) -> None:
+    state = tmp_path / "fox.training"
+    train(host, make_examples(), replace(QUICK, ema=before), stop_at(1), autosave=state)
+    with pytest.raises(ValueError, match=f"ema {before:g}"):
+        train(host, make_examples(), replace(QUICK, ema=after), autosave=state)
 
 
 def test_a_crash_loses_no_more_than_the_steps_since_the_last_autosave(host: DiffusersHost, tmp_path: Path) -> None:
@@ -396,9 +468,35 @@ def test_several_processes_train_as_one_with_the_whole_batch_does(
 def test_the_leading_process_alone_keeps_the_state_and_all_go_on_from_it(host: DiffusersHost, tmp_path: Path) -> None:
     state, examples = tmp_path / "fox.training", make_examples(4)
     train_in_threads(2, examples, QUICK, on_step=stop_at(2), autosave=state)
-    assert state.is_file()
+    assert TrainingState.load(state).step == 2
     resumed = train_in_threads(2, examples, QUICK, autosave=state)
-    assert same(resumed[0], train_in_threads(2, examples, QUICK)[0]) and not state.exists()
+    assert same(resumed[0], train_in_threads(2, examples, QUICK)[0])
+
+
+def test_a_batch_of_one_is_a_picture_to_keep_every_other_time(host: DiffusersHost) -> None:
+    examples, generator = make_examples(3) + make_examples(3, seed=9, prior=True), Generator().manual_seed(0)
+    kept = sum(bool(draw_batch(host, examples, 1, generator).prior) for _ in range(200))
+    assert 70 < kept < 130
+
+
+@given(st.integers(1, 40), st.integers(1, 12))
+def test_prior_prompts_are_shared_out_among_sizes(prompts: int, sizes: int) -> None:
+    shares = shared_out(range(prompts), sizes)
+    drawn = [prompt for share in shares for prompt in share]
+    assert set(drawn) == set(range(prompts)) and 16 <= len(drawn) < max(16, prompts) + sizes
+    assert len(shares) == sizes and len(set(map(len, shares))) == 1
+
+
+def test_atoms_do_not_start_anew_where_the_loss_does_not_count(
+    host: DiffusersHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = torch.zeros(8, 8)
+    mask[:, :4] = 1
+    examples, seen = [replace(example, mask=mask) for example in make_examples()], []
+    monkeypatch.setattr(DictionaryLearner, "maintain", lambda self, error: seen.append(error) or [])
+    train(host, examples, replace(QUICK, reseed_every=2))
+    (error,) = seen
+    assert bool(error[..., :4].all()) and not error[..., 4:].any()
 
 
 def test_each_process_gets_its_rows_of_the_whole_batch(host: DiffusersHost) -> None:
@@ -454,7 +552,8 @@ def test_every_preset_is_in_range_and_leaves_memory_time_and_chance_alone(name: 
 
 
 def test_presets_differ_in_what_they_are_for() -> None:
-    assert TrainingSettings().steps > PRESETS["style"]["steps"] > PRESETS["single picture"]["steps"]
+    assert TrainingSettings().steps > PRESETS["single picture"]["steps"]
+    assert TrainingSettings().threshold > PRESETS["style"]["threshold"]
 
 
 def test_patience_with_nothing_held_out_is_refused(host: DiffusersHost) -> None:

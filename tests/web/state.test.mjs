@@ -67,6 +67,17 @@ test("several solos: the last is the strips', the others stay", () => {
   assert.equal(mixes.format(mixes.setSolo(mix, "L0.q[2]", false)), "solo L0.q[1]\n");
 });
 
+test("what stands before a weight does not silence it, so it is no strip's", () => {
+  for (const line of ["solo L0.q[1]", "solo top:25%", "mute *"]) {
+    const before = mixes.strips(mixes.parse(`${line}\nL0.q[2] = 0.5\n`));
+    assert.deepEqual([[...before.solo], before.percent, before.others], [[], 100, [line]]);
+    const after = mixes.strips(mixes.parse(`L0.q[2] = 0.5\n${line}\n`));
+    assert.deepEqual(after.others, []);
+  }
+  const soloed = mixes.setSolo(mixes.parse("solo L0.q[1]\nL0.q[2] = 0.5\n"), "L0.q[2]", true);
+  assert.equal(mixes.format(soloed), "solo L0.q[1]\nL0.q[2] = 0.5\nsolo L0.q[2]\n");
+});
+
 test("presets of any name come back, and hostile text stays text", () => {
   const name = 'a "b" ]\n# dictionary 0000000000000000 <img src=x onerror=alert(1)>';
   const mix = mixes.savePreset(mixes.parse("L0.q[1] = 2"), name);
@@ -82,7 +93,8 @@ test("lines go to another mix and come on top", () => {
   const target = mixes.paste(mixes.parse("L3.v[7] = 9\nL9.o[0] = 1"), mixes.copied(source));
   assert.equal(
     mixes.format(target),
-    "L3.v[7] = 0.5\nL9.o[0] = 1\n# by hand\ntop:8 *= 1.5\nmute L0.q[2]\nsolo L3.v[7] | L0.q[2]\nsolo top:25%\n",
+    `# dictionary ${MADE_ON}\n` +
+      "L3.v[7] = 0.5\nL9.o[0] = 1\n# by hand\ntop:8 *= 1.5\nmute L0.q[2]\nsolo L3.v[7] | L0.q[2]\nsolo top:25%\n",
   );
 });
 
@@ -92,6 +104,20 @@ test("only lines with numbers of atoms belong to one dictionary", () => {
   assert.equal(mixes.isStale(mixes.parse(text), MADE_ON), false);
   assert.equal(mixes.isStale(mixes.parse(`# dictionary ${MADE_ON}\nsolo top:25%\nlabel:"x[1]" = 2`), other), false);
   assert.equal(mixes.isStale(mixes.parse("L3.v[7] = 1"), other), false);
+});
+
+test("without numbers of atoms a mix belongs to no dictionary", () => {
+  const mix = mixes.parse(text);
+  assert.match(mixes.format(mixes.clear(mix)), new RegExp(MADE_ON)); // the preset names an atom
+  assert.equal(mixes.format(mixes.dropPreset(mixes.clear(mix), "soft")), "");
+  const left = mixes.parse(`# dictionary ${MADE_ON}\n# preset "few" ["solo top:25%"]\nsolo top:25%`);
+  assert.equal(left.hash, "");
+});
+
+test("a mix takes the dictionary of pasted lines only where it has none", () => {
+  const lines = `# dictionary ${MADE_ON}\nL3.v[7] = 1\n`;
+  assert.equal(mixes.format(mixes.paste(mixes.parse(""), lines)), lines);
+  assert.equal(mixes.paste(mixes.parse("# dictionary ffffffffffffffff\nL3.v[7] = 2"), "L3.v[7] = 1").hash, "ffffffffffffffff");
 });
 
 test("adopting takes the new hash and drops the strips that are gone", () => {

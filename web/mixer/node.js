@@ -8,6 +8,8 @@ const HEIGHT = 360;
 const WIDTH = 380;
 /** Milliseconds between looks at which file stands upstream: no event tells it for every node in between. */
 const LOOK = 700;
+/** Milliseconds until a file that could not be read is asked for again: it may have come, or the server may be back. */
+const AGAIN = 5000;
 
 /** @param app the front end's @param api likewise */
 export function attach(node, app, api) {
@@ -39,17 +41,25 @@ function listen(node, text, panel) {
 }
 
 function watch(node, text, panel, app, api) {
-  let shown = null;
-  const look = async () => {
-    panel.read(text.value);
-    const file = document.hidden ? shown : fileOf(node, app.rootGraph ?? app.graph);
-    if (file === shown || (shown = file) === null) return;
+  let [shown, again] = [null, Infinity];
+  const show = async (file) => {
     try {
       const data = await fetchAtoms(api, file);
       if (shown === file) panel.setAtoms(data);
     } catch (error) {
+      if (shown !== file) return;
+      again = Date.now() + AGAIN;
       panel.fail(error.message);
     }
+  };
+  const look = () => {
+    panel.read(text.value);
+    if (document.hidden) return;
+    const file = fileOf(node, app.rootGraph ?? app.graph);
+    if (file === shown && Date.now() < again) return;
+    [shown, again] = [file, Infinity];
+    if (file === null) panel.forget();
+    else show(file);
   };
   const timer = setInterval(look, LOOK);
   after(node, "onRemoved", () => {

@@ -8,6 +8,10 @@ import { Rows } from "./rows.js";
 import * as mixes from "./state.js";
 
 const WAITING = "Run once, or connect a Load node, to see the atoms.";
+/** In the message of a run that refuses the strips: the dictionary that came in. */
+const CAME_IN = /than the one that comes in \(([0-9a-f]{16})\)/;
+/** With Ctrl, these act on the graph and on the nodes that are selected in it, which nobody means who is in the panel. */
+const FOR_NODES = new Set("abcegmvxyz");
 let panels = 0;
 
 export class Panel {
@@ -17,16 +21,12 @@ export class Panel {
    */
   constructor(host, text = "") {
     this.host = host;
-    this.atoms = [];
-    this.hash = "";
-    this.known = new Set();
     this.view = { query: "", sort: SORTS[0], group: GROUPS[0], show: SHOWS[0], closed: new Set() };
     this.history = new mixes.History(text);
     this.text = text;
     this.mix = mixes.parse(text);
     this.build();
-    this.density.setAtoms([]);
-    this.refresh();
+    this.forget();
   }
 
   // ------------------------------------------------------------------------------------------------ from the node
@@ -48,18 +48,30 @@ export class Panel {
 
   /** Takes what the server says of the atoms. */
   setAtoms(data) {
-    this.problem = "";
-    this.atoms = atomsOf(data);
-    this.hash = data.hash;
-    this.known = new Set(this.atoms.map((atom) => atom.address));
-    this.density.setAtoms(this.atoms);
+    this.hold(atomsOf(data), data.hash);
+    this.refresh();
+  }
+
+  /** Shows no atoms: which ones come in only a run tells. */
+  forget() {
+    this.hold([], "");
     this.refresh();
   }
 
   /** Shows why the node could not run, or why there are no atoms. */
   fail(message) {
+    const [, found] = CAME_IN.exec(message) ?? [];
+    if (found && found !== this.hash) this.hold([], "");
     this.problem = message;
     this.refresh();
+  }
+
+  hold(atoms, hash) {
+    this.problem = "";
+    this.atoms = atoms;
+    this.hash = hash;
+    this.known = new Set(atoms.map((atom) => atom.address));
+    this.density.setAtoms(atoms);
   }
 
   dispose() {
@@ -70,9 +82,7 @@ export class Panel {
 
   /** Makes a new mix the node's text. */
   change(mix) {
-    const numbered = mix.lines.some((line) => line.address || line.addresses);
-    const made = !mix.hash && this.hash && numbered ? { ...mix, hash: this.hash } : mix;
-    this.write(mixes.format(made));
+    this.write(mixes.format({ ...mix, hash: mix.hash || this.hash }));
     this.history.push(this.text);
   }
 
@@ -119,7 +129,7 @@ export class Panel {
     const pasted = mixes.parse(text);
     if (!pasted.lines.length) this.say("The clipboard holds no lines such as L3.v[7] = 0.5.");
     else if (this.stale()) this.say("Adopt the dictionary before you change its strips.");
-    else if (mixes.isStale(pasted, this.hash)) this.say("These lines were copied from another dictionary, whose atoms draw something else.");
+    else if (mixes.isStale(pasted, this.hash || this.mix.hash)) this.say("These lines were copied from another dictionary, whose atoms draw something else.");
     else {
       this.change(mixes.paste(this.mix, text));
       this.say(`${pasted.lines.length} lines pasted.`);
@@ -146,6 +156,8 @@ export class Panel {
 
   refresh() {
     const [state, stale] = [mixes.strips(this.mix), this.stale()];
+    // While a strip is held, none moves: the next key would turn what took its place.
+    if (!this.rows.held) this.placed = state;
     const now = {
       state,
       stale,
@@ -154,7 +166,7 @@ export class Panel {
       total: this.atoms.length,
       closed: this.view.closed,
     };
-    this.rows.show(arrange(this.atoms, this.view, state, this.gone()), now, this.atoms.length ? whyNone(this.atoms, this.view) : "");
+    this.rows.show(arrange(this.atoms, this.view, this.placed, this.gone()), now, this.atoms.length ? whyNone(this.atoms, this.view) : "");
     this.density.show(state.percent, stale);
     this.names.replaceChildren(...Object.keys(this.mix.presets).map((name) => make("option", "", { value: name })));
     this.warn(stale, state.others);
@@ -199,6 +211,7 @@ export class Panel {
       mute: (address, on) => this.change(mixes.setMuted(this.mix, address, on)),
       solo: (address, on) => this.change(mixes.setSolo(this.mix, address, on)),
       fold: (head) => this.fold(head),
+      leave: () => this.refresh(),
     });
     this.density = new Density((percent) => this.change(mixes.setPercent(this.mix, Math.min(100, Math.max(0, percent)))));
     this.search = make("input", "sa-search", { type: "search", placeholder: "Label, note or address", "aria-label": "Search atoms" });
@@ -272,10 +285,10 @@ export class Panel {
   }
 
   press(event, writing) {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return; // the front end's Run
-    event.stopPropagation();
-    if (!(event.ctrlKey || event.metaKey) || event.altKey) return;
+    const control = event.ctrlKey || event.metaKey;
     const key = event.key.toLowerCase();
+    if ((!control && key !== "escape") || FOR_NODES.has(key)) event.stopPropagation();
+    if (!control || event.altKey) return;
     const step = key === "y" || (key === "z" && event.shiftKey) ? 1 : key === "z" ? -1 : 0;
     if (!step || (writing && event.target.type !== "number")) return;
     event.preventDefault();

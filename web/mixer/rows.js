@@ -6,11 +6,13 @@ import { inSight, ROW, SPARE } from "./list.js";
 import { Strip } from "./strip.js";
 
 export class Rows {
-  /** @param on what turning a knob does, see Strip */
+  /** @param on what turning a knob does, see Strip; `leave()` when the focus has left the list */
   constructor(on) {
     this.on = on;
     this.rows = [];
     this.strips = [];
+    /** Whether the focus is on a strip, also on its way to another one: a number changes when the focus has left it. */
+    this.held = false;
     this.current = 0;
     this.knob = 0;
     this.space = make("div", "sa-space", { role: "list", "aria-label": "Atoms" });
@@ -22,6 +24,7 @@ export class Rows {
     this.element.addEventListener("pointerover", (event) => this.tell(event.target));
     this.element.addEventListener("pointerleave", () => this.card.hide());
     this.element.addEventListener("focusin", (event) => this.remember(event.target));
+    this.element.addEventListener("focusout", () => setTimeout(() => this.release()));
     this.element.addEventListener("keydown", (event) => this.press(event));
     this.observer = new ResizeObserver(() => this.draw());
     this.observer.observe(this.element);
@@ -104,9 +107,16 @@ export class Rows {
   remember(target) {
     const strip = this.stripOf(target);
     if (!strip) return;
+    this.held = true;
     this.knob = strip.row.head ? this.knob : strip.knobs.indexOf(target);
     this.current = strip.index;
     for (const one of this.strips) one.reachable(one === strip);
+  }
+
+  release() {
+    if (this.stripOf(document.activeElement)) return;
+    this.held = false;
+    this.on.leave();
   }
 
   press(event) {

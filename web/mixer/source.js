@@ -1,18 +1,25 @@
 /** Where the atoms of a mixer come from: the file that the Load node at the head of its chain names. */
 
 const TYPE = "SPARSE_DICTIONARY";
+/** Makes another dictionary of a part of one: its atoms have other numbers. */
+const EXTRACT = "SparseAtoms_Extract";
 const INSIDE = -10; // origin of links that enter a subgraph
 const LONGEST_CHAIN = 100;
 
-/** The file's name, or null where the chain doesn't begin at a Load node. @param root the whole workflow's graph */
+/**
+ * The file's name, or null where the chain doesn't begin at a Load node, or where another dictionary than the file's comes
+ * out of it. @param root the whole workflow's graph
+ */
 export function fileOf(node, root) {
   for (let step = 0; node && step < LONGEST_CHAIN; step++) {
     if (node.comfyClass === "SparseAtoms_Load") {
       const linked = node.inputs?.some((input) => input.name === "name" && input.link != null);
       return linked ? null : (node.widgets?.find((widget) => widget.name === "name")?.value ?? null);
     }
-    const input = node.inputs?.find((one) => one.type === TYPE || one.type === "*");
-    node = originOf(node.graph, input?.link, root);
+    const inputs = node.inputs?.filter((one) => one.type === TYPE || one.type === "*") ?? [];
+    // Of two, a node makes a third, or lets one through: which one only a run tells.
+    if (inputs.length !== 1 || node.comfyClass === EXTRACT) return null;
+    node = originOf(node.graph, inputs[0].link, root);
   }
   return null;
 }

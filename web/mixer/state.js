@@ -29,12 +29,12 @@ export function parse(text) {
     else if (preset) mix.presets[preset.name] = preset.lines;
     else if (line.trim()) mix.lines.push(parseLine(line));
   }
-  return { ...mix, lines: onlyLastOfTheWhole(mix.lines) };
+  return { ...mix, hash: isNumbered(mix) ? mix.hash : "", lines: onlyLastOfTheWhole(mix.lines) };
 }
 
 /** The text that `parse` reads as this mix. */
 export function format(mix) {
-  const head = mix.hash ? [`# dictionary ${mix.hash}`] : [];
+  const head = mix.hash && isNumbered(mix) ? [`# dictionary ${mix.hash}`] : [];
   const presets = Object.entries(mix.presets).map(
     ([name, lines]) => `# preset ${JSON.stringify(name)} ${JSON.stringify(lines)}`,
   );
@@ -102,10 +102,11 @@ export function copied(mix) {
   return format({ ...mix, presets: {} });
 }
 
-/** The mix with pasted lines on top of its own. */
+/** The mix with pasted lines on top of its own; without a dictionary of its own it takes theirs. */
 export function paste(mix, text) {
-  let result = mix;
-  for (const line of parse(text).lines) {
+  const pasted = parse(text);
+  let result = { ...mix, hash: mix.hash || pasted.hash };
+  for (const line of pasted.lines) {
     if (line.kind === "weight") result = setWeight(result, line.address, line.value);
     else if (line.kind === "mute") result = setMuted(result, line.address, true);
     else if (line.kind === "solo") result = withSolo(result, line.addresses);
@@ -132,8 +133,7 @@ export function dropPreset(mix, name) {
 
 /** Whether lines name atoms of another dictionary than the one whose hash is given. */
 export function isStale(mix, hash) {
-  const numbered = mix.lines.some((line) => /\[\s*\d/.test(line.text.replace(/#.*|"(?:[^"\\]|\\.)*"/g, "")));
-  return Boolean(mix.hash && hash && mix.hash !== hash && numbered);
+  return Boolean(mix.hash && hash && mix.hash !== hash && mix.lines.some(byNumber));
 }
 
 /** The mix for another dictionary, without the strips that it doesn't have. @param {Set<string>} known its addresses */
@@ -207,10 +207,23 @@ function readPreset(line) {
   }
 }
 
-/** Several lines of these kinds narrow one another down, which one slider can't show: all but the last are kept as text. */
+/** Whether numbers of atoms stand in the mix: only those belong to one dictionary. */
+function isNumbered({ lines, presets }) {
+  return lines.some(byNumber) || Object.values(presets).some((texts) => texts.some((text) => byNumber({ text })));
+}
+
+function byNumber({ text }) {
+  return /\[\s*\d/.test(text.replace(/#.*|"(?:[^"\\]|\\.)*"/g, ""));
+}
+
+/**
+ * Several lines of these kinds narrow one another down, which one slider can't show, and a weight after one brings an atom
+ * back: all but the last of each, and those before a weight, are kept as text.
+ */
 function onlyLastOfTheWhole(lines) {
   const last = (kind) => lines.findLastIndex((line) => line.kind === kind);
-  const shown = { solo: last("solo"), keep: last("keep") };
+  const final = (kind) => (last(kind) > last("weight") ? last(kind) : -1);
+  const shown = { solo: final("solo"), keep: final("keep") };
   return lines.map((line, i) => (line.kind in shown && shown[line.kind] !== i ? { kind: "other", text: line.text } : line));
 }
 
