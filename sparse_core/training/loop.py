@@ -103,6 +103,7 @@ class Trainer:
         finally:
             step, random, buffers = before
             if self.step == step:
+                self.optimiser.zero_grad()
                 self.generator.set_state(random)
                 for name, tensor in self.learner.buffers().items():
                     tensor.copy_(buffers[name])
@@ -139,8 +140,8 @@ class Trainer:
 
     def _watch(self) -> None:
         """Looks at the held-out pictures where that is due."""
-        due, every = len(self.held_out) + 1, self.settings.check_every
-        if self.held_out_examples and self.step == due * every:
+        checks, more = divmod(self.step, self.settings.check_every)
+        if self.held_out_examples and not more and len(self.held_out) < checks:
             self.held_out.append(self.check())
 
     def draw(self, examples: Sequence[Example], generator: torch.Generator) -> Batch:
