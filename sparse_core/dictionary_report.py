@@ -149,7 +149,6 @@ def hear(host: DiffusersHost, dictionary: SparseDictionary, prompt: str) -> tupl
 def write_dictionary_report(dictionary: SparseDictionary, seen: Look, file: Path, out: Path) -> None:
     """
     :param file: where the dictionary came from.
-    :param out: its folder is made.
     """
     labelled = with_looks(dictionary, seen.gallery.ablations, seen.clear_words)
     ranked = ranking(labelled)
@@ -175,7 +174,6 @@ def write_dictionary_report(dictionary: SparseDictionary, seen: Look, file: Path
         rest=ranked[len(seen.gallery.effects) :],
         duplicates=duplicates(labelled)[:20],
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page.encode())
 
 
