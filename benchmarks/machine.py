@@ -94,7 +94,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "kind": device.type,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "system": platform.platform(),
+        "system": platform.system(),
     }
 
 

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..sparse_core.analysis.collision_chart import collision_chart
 from ..sparse_core.analysis.collisions import collisions
 from ..sparse_core.controls import SparseAdapter
-from ..sparse_core.hosts.comfyui import ComfyHost, single_entries
+from ..sparse_core.hosts.comfyui import ComfyHost, one_entry, single_entries
 from .types import COMPOSE, SparseDictionaryType
 
 STEPS = 12
@@ -26,7 +26,7 @@ class CollisionReport(io.ComfyNode):
             display_name="Collision Report",
             category=COMPOSE,
             description="Tells which atoms of two dictionaries act on the same places and words, and whether they pull the same "
-            "way, by drawing a few pictures with both. Mute or mask what collides, then combine.",
+            "way, by drawing a few pictures with both. Mute what collides and combine, or mask the two and stack Apply nodes.",
             search_aliases=["sparse atoms", "conflict", "lora conflict", "analyse"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that both dictionaries are for, without them on it."),
@@ -73,13 +73,14 @@ class CollisionReport(io.ComfyNode):
         seed: int,
     ) -> io.NodeOutput:
         host = ComfyHost(model).load()
+        host.interruptions = ()  # numbers of a part of the pictures must not pass for those of all
         bar = ProgressBar(STEPS * -(-pictures // 4))
         found = collisions(
             host,
             first,
             second,
             single_entries([positive]),
-            negative,
+            one_entry(negative, "negative"),
             host.latent_shape(latent),
             pictures=pictures,
             seed=seed,

@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..sparse_core.controls import SparseAdapter
-from ..sparse_core.hosts.comfyui import ComfyHost, single_entries
+from ..sparse_core.hosts.comfyui import ComfyHost, one_entry, single_entries
 from ..sparse_core.training import Progress, distil, questioned
 from ..sparse_core.training.distilling import DEFAULTS
 from ..sparse_core.training.metadata import file_metadata
@@ -163,11 +163,13 @@ class DistilIntoDictionary(io.ComfyNode):
         asked = questioned(
             teacher,
             single_entries(prompts),
-            negative[0],
+            one_entry(negative[0], "negative"),
             teacher.latent_shape(latent[0]),
             pictures=pictures[0],
             seed=seed[0],
             on_step=throw_exception_if_processing_interrupted,
         )
-        dictionary = distil(ComfyHost(model[0]), asked, settings, on_step, file_metadata(name[0]))
+        pupil = ComfyHost(model[0])
+        pupil.interruptions = ()  # what a cancel leaves can't be gone on from, and must not pass for the whole
+        dictionary = distil(pupil, asked, settings, on_step, file_metadata(name[0]))
         return io.NodeOutput(SparseAdapter(dictionary), {"loss": losses})

@@ -17,9 +17,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..sparse_core.analysis.effects import Draw
+from ..sparse_core.analysis.effects import Draw, on_first_picture
 from ..sparse_core.controls import SparseAdapter
-from ..sparse_core.hosts.comfyui import apply_adapter
+from ..sparse_core.hosts.comfyui import apply_adapter, one_entry, with_stacks
 from ..sparse_core.plan import Observer
 
 
@@ -107,9 +107,11 @@ class Drawing:
         """
         model = apply_adapter(self.model, adapter, observer)
         start = comfy.sample.fix_empty_latent_channels(model, self.latent_image["samples"])
-        numbers = self.latent_image.get("batch_index")
+        numbers, region = self.latent_image.get("batch_index"), self.latent_image.get("noise_mask")
         if repeated is not None:
+            model = with_stacks(model, on_first_picture)
             start, numbers = start[:1], numbers and numbers[:1]
+            region = None if region is None else region.reshape(-1, 1, *region.shape[-2:])[:1]
         noise = comfy.sample.prepare_noise(start, self.seed, numbers)
         copies = (repeated or 1, 1, 1, 1)
 
@@ -127,7 +129,7 @@ class Drawing:
             self.positive,
             self.negative,
             start.repeat(copies),
-            noise_mask=self.latent_image.get("noise_mask"),
+            noise_mask=region,
             callback=callback,
             disable_pbar=True,
             seed=self.seed,
@@ -146,7 +148,12 @@ class Drawing:
         return [partial(draw, replace(self, seed=self.seed + number)) for number in range(seeds)]
 
     def record(self, adapter: SparseAdapter, observer: Observer) -> dict[str, Any]:
-        """The LATENT, drawn while the observer looks."""
+        """The LATENT, drawn while the observer looks.
+
+        :raises ValueError: a prompt is made of several, whose coefficients could not be told apart.
+        """
+        one_entry(self.positive, "positive")
+        one_entry(self.negative, "negative")
         bar = comfy.utils.ProgressBar(self.steps)
         latents = self.latents(adapter, lambda: bar.update(1), observer)
         return {**self.latent_image, "samples": latents}

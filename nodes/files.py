@@ -117,7 +117,7 @@ class SaveSparseDictionary(io.ComfyNode):
         spec = {name: value for name, value in said.items() if name.startswith("modelspec.")}
         learnt = replace(learnt, metadata={**learnt.metadata, **spec})
         path = save_dictionary(learnt, folders.free_path(filename_prefix))
-        return io.NodeOutput(dictionary, ui=ui.PreviewText(f"Saved as {path.name}"))
+        return io.NodeOutput(replace(dictionary, dictionary=learnt), ui=ui.PreviewText(f"Saved as {path.name}"))
 
 
 class AtomInfo(io.ComfyNode):

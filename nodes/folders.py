@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,14 +53,22 @@ def resolve(name: str) -> Path:
 
 
 def free_path(prefix: str) -> Path:
-    """The next unused numbered file for a prefix such as ``robot`` or ``friends/robot``.
+    """The next unused numbered file for a prefix such as ``robot`` or ``friends/robot``. Its name is new in every folder: of
+    two files of one name, only the first can be loaded.
 
     :raises ValueError: the prefix leaves the output folder.
     """
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(
-        f"{FOLDER}/{prefix}", folder_paths.get_output_directory()
-    )
-    return Path(folder, f"{name}_{counter:05}_{SUFFIX}")  # the counter looks for the underscores
+    said = Path(os.path.normpath(Path(FOLDER, prefix.strip(" /\\") or "dictionary")))
+    if Path(FOLDER) not in said.parents:
+        raise ValueError(
+            f"{prefix!r} leads out of output/{FOLDER}, where dictionaries are saved. Give a name such as friends/robot."
+        )
+    folder, name, first, _, _ = folder_paths.get_save_image_path(said.as_posix(), folder_paths.get_output_directory())
+    for number in itertools.count(first):
+        path = Path(folder, f"{name}_{number:05}_{SUFFIX}")  # what counts them looks for the underscores
+        if not path.exists() and folder_paths.get_full_path(FOLDER, str(path.relative_to(output_folder()))) is None:
+            break
+    return path
 
 
 def training_state(name: str) -> Path:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from dataclasses import fields
+from typing import Any
 
+from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
+
+from ..sparse_core.addresses import AddressError
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.mixer import mix as mixed
 from ..sparse_core.mixer import panel_data, parse_mix
 from .types import CONTROLS, checked, dictionary_input, dictionary_output
+
+PERSISTENT = (
+    {"has_intermediate_output": True} if "has_intermediate_output" in {f.name for f in fields(io.Schema)} else {}
+)
+"""Has the host send the panel its atoms in every run, also in one that finds this node cached: the page may have been loaded
+anew since. Older hosts don't know it."""
 
 
 class AtomMixer(io.ComfyNode):
@@ -33,6 +44,7 @@ class AtomMixer(io.ComfyNode):
                 ),
             ],
             outputs=[dictionary_output()],
+            **PERSISTENT,
         )
 
     @classmethod
@@ -41,4 +53,20 @@ class AtomMixer(io.ComfyNode):
 
     @classmethod
     def execute(cls, dictionary: SparseAdapter, mix: str) -> io.NodeOutput:
-        return io.NodeOutput(mixed(dictionary, mix), ui={"sparse_atoms": [panel_data(dictionary)]})
+        said = {"sparse_atoms": [panel_data(dictionary)]}
+        try:
+            return io.NodeOutput(mixed(dictionary, mix), ui=said)
+        except AddressError:
+            _show(said)
+            raise
+
+
+def _show(said: dict[str, Any]) -> None:
+    """Gives the panel what a run would, in one that stops here: only with the atoms that came in can it tell which strips
+    have none."""
+    from server import PromptServer
+
+    server, context = PromptServer.instance, get_executing_context()
+    if server.client_id is not None:
+        names = {"node": context.node_id, "display_node": context.node_id, "prompt_id": context.prompt_id}
+        server.send_sync("executed", {**names, "output": said}, server.client_id)

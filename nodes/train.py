@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import latent_preview
 import torch
@@ -12,7 +14,7 @@ from comfy_api.latest import io
 
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.files import save_dictionary
-from ..sparse_core.hosts.comfyui import ComfyHost, examples_of, single_entries
+from ..sparse_core.hosts.comfyui import ComfyHost, examples_of, one_entry, single_entries
 from ..sparse_core.training import PRESETS, Preview, Progress, TrainingSettings, prior_examples, shared_out, train
 from ..sparse_core.training.metadata import file_metadata
 from . import folders
@@ -21,6 +23,8 @@ from .types import CATEGORY, dictionary_output
 DEFAULTS = TrainingSettings()
 CUSTOM = "custom"
 """The choice of *preset* that takes the values of the node."""
+UNFINISHED: Counter[str] = Counter()
+"""How many trainings of a name were cancelled while ComfyUI has been running, which is as long as it keeps their results."""
 ATTENTIONS = {"both": ("attn1", "attn2"), "cross-attention": ("attn2",), "self-attention": ("attn1",)}
 
 
@@ -259,6 +263,12 @@ class TrainSparseDictionary(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name: list[str | None], resume: Sequence[bool | None] = (False,), **_: Any) -> int:
+        """A training that was cancelled has more to do where it is to be resumed. Otherwise what it gave stays, as wanted by
+        whoever cancelled because it was enough."""
+        return UNFINISHED[name[0]] if resume[0] else 0
+
+    @classmethod
     def execute(
         cls,
         model: list[ModelPatcher],
@@ -331,6 +341,7 @@ class TrainSparseDictionary(io.ComfyNode):
             raise ValueError(
                 "A prior or preview prompt is connected, but no negative prompt. Connect an empty CLIP Text Encode to it."
             )
+        empty = one_entry(negative[0], "negative") if prior or preview else []
         if prior:
             host.load()
             sizes = dict.fromkeys(tuple(example.latents.shape) for example in examples)
@@ -338,7 +349,7 @@ class TrainSparseDictionary(io.ComfyNode):
                 examples += prior_examples(
                     host,
                     prompts,
-                    negative[0],
+                    empty,
                     size,
                     count=len(prompts),
                     on_step=throw_exception_if_processing_interrupted,
@@ -346,8 +357,8 @@ class TrainSparseDictionary(io.ComfyNode):
         picture = None
         if preview:
             picture = Preview(
-                host.stack_conditions(single_entries(preview)[:1]),
-                host.stack_conditions(single_entries(negative)[:1]),
+                host.stack_conditions([one_entry(preview[0], "preview")]),
+                host.stack_conditions([empty]),
                 shape,
                 keep_picture,
                 preview_every[0],
@@ -362,12 +373,13 @@ class TrainSparseDictionary(io.ComfyNode):
             settings,
             on_step,
             metadata=file_metadata(name[0]),
-            held_out=examples_of(host, held_out or [], held_out_captions or []),
+            held_out=examples_of(host, held_out or [], held_out_captions or [], what="held-out pictures"),
             preview=picture,
             autosave=state,
         )
         if dictionary.metadata["training"]["finished"]:
             state.unlink(missing_ok=True)
         else:
+            UNFINISHED[name[0]] += 1
             save_dictionary(dictionary, folders.free_path(f"{name[0]}_cancelled"))
         return io.NodeOutput(SparseAdapter(dictionary), {"loss": losses})

@@ -10,23 +10,24 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .analysis.ranking import importance_curve, ranking
+from .arguments import seed, some_of, width_and_height
 from .compose import cli as compose
 from .controls import SparseAdapter
 from .demo import cli as demo
 from .dictionary import SparseDictionary
-from .files import load_dictionary, save_dictionary, with_suffix
+from .files import SUFFIX, check_output, load_dictionary, save_dictionary, with_suffix
 from .interrupting import INTERRUPTED, stop_on_interrupt
 from .layers import PROJECTIONS
+from .memory import is_out_of_memory
 from .plan import MaskPlacementError
 from .training import (
     PRESETS,
@@ -41,6 +42,7 @@ from .training import (
 )
 from .training.metadata import file_metadata
 from .training.processes import Processes, launched
+from .training.state import TrainingState
 
 if TYPE_CHECKING:
     from .hosts.diffusers import DiffusersHost
@@ -52,6 +54,8 @@ STATE_SUFFIX = ".training"
 """Of the file beside the dictionary that holds a training which has not ended."""
 DENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Where `info` reads the importance curve."""
+COUNTED = ("effects", "labels", "thumbnails")
+"""Metadata of single atoms of which `info` tells how many there are; ``--json`` tells them all."""
 BAR = "\N{FULL BLOCK}"  # sources stay within what every system reads
 
 
@@ -64,16 +68,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Set before transformers is imported: it warns of torchvision, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        return options.run(options) or 0
+        code = options.run(options) or 0
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted.", file=sys.stderr)
         return INTERRUPTED
-    except torch.OutOfMemoryError:
-        return fail("Out of memory. Use a smaller --size, or close other programs that use the GPU.")
-    except ModuleNotFoundError as error:
-        return fail(f"The package {error.name} is missing. Install it with: pip install 'sparse-atoms[demo]'")
+    except BrokenPipeError:
+        # Who reads the output, such as head, has seen enough. Python would complain of what is left of it when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, MemoryError, MaskPlacementError) as error:
         return fail(str(error))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return fail("Out of memory. Use a smaller --size or --batch, or close other programs.")
 
 
 def fail(message: str) -> int:
@@ -165,9 +175,11 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         "--preview-prompt", metavar="PROMPT", help="drawn again and again, into the folder NAME_previews beside --out"
     )
     preview.add_argument("--preview-every", type=int, default=50, metavar="N", help="steps between two (default: 50)")
-    parser.add_argument(
+    unfinished = parser.add_mutually_exclusive_group()
+    unfinished.add_argument(
         "--resume", action="store_true", help="go on where an interrupted training into the same --out stopped"
     )
+    unfinished.add_argument("--anew", action="store_true", help="drop what such a training has kept, and start over")
     parser.set_defaults(run=run_train)
 
 
@@ -219,7 +231,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             how = {"type": some_of(choices), "metavar": ",".join(choices)}
             purpose = f"{purpose} (default: {','.join(default)})"
         else:
-            how = {"type": type(default), "metavar": "N" if isinstance(default, int) else "X"}
+            kind = seed if name == "seed" else type(default)
+            how = {"type": kind, "metavar": "N" if isinstance(default, int) else "X"}
             purpose = f"{purpose} (default: {default})"
         group.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=purpose, **how)
 
@@ -242,21 +255,30 @@ def run_train(options: argparse.Namespace) -> int:
 def train_among(processes: Processes, options: argparse.Namespace) -> int:
     """Trains with the others; the first alone says and writes anything."""
     from .hosts.diffusers import DiffusersHost
-    from .pictures import read_folder
     from .pipelines import load_pipeline, native_side
 
     settings = settings_of(options)
+    if settings.patience and not options.held_out:
+        raise ValueError(
+            f"patience is {settings.patience}, but no pictures are held out to watch. Give some that are not learnt from with "
+            "--held-out FOLDER, or leave out --patience."
+        )
     out = with_suffix(options.out)
+    check_output(out, SUFFIX, options.model)
+    state = out.with_suffix(STATE_SUFFIX)
+    if state.exists() and not (options.resume or options.anew):
+        steps = TrainingState.load(state).step
+        raise ValueError(f"{state} holds {steps} steps; give --resume to go on, or --anew to start over.")
     pipeline = load_pipeline(options.model, options.config)
     host = DiffusersHost(pipeline)
     side = native_side(pipeline)
-    pictures = read_folder(options.images, options.word, side)
     quiet = not processes.leads
+    pictures = read_pictures(options.images, options.word, side, quiet)
     examples = read_examples(host, pictures, quiet)
     to_keep = read_prior(host, options, examples, quiet)
     held_out = []
     if options.held_out:
-        held_out = read_examples(host, read_folder(options.held_out, options.word, side), quiet)
+        held_out = read_examples(host, read_pictures(options.held_out, options.word, side, quiet), quiet)
     metadata = file_metadata(
         options.title or out.stem,
         options.word,
@@ -266,10 +288,9 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
         pictures[0].picture,
         keep_captions=options.keep_captions,
     )
-    state = out.with_suffix(STATE_SUFFIX)
-    if not options.resume:
+    preview = preview_of(host, options, out) if options.preview_prompt else None
+    if options.anew:  # last of all: until here a mistyped option costs nothing
         state.unlink(missing_ok=True)
-    preview = preview_of(host, options, out) if options.preview_prompt and not quiet else None
     with stop_on_interrupt() as stopped, tqdm(total=settings.steps, desc="training", unit="step", disable=quiet) as bar:
 
         def on_step(progress: Progress) -> None:
@@ -286,7 +307,7 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
             on_step,
             metadata,
             held_out=held_out,
-            preview=preview,
+            preview=None if quiet else preview,
             autosave=state,
             processes=processes,
         )
@@ -302,6 +323,16 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
     return 0
 
 
+def read_pictures(folder: Path, word: str | None, side: int, quiet: bool) -> list[CaptionedPicture]:
+    """The pictures of a folder; says what of it is taken."""
+    from .pictures import contents, read_folder
+
+    pictures = read_folder(folder, word, side)
+    if not quiet:
+        print(f"{folder}: {contents(folder)}")
+    return pictures
+
+
 def read_examples(host: DiffusersHost, pictures: Sequence[CaptionedPicture], quiet: bool) -> list[Example]:
     """Captioned pictures as the model sees them."""
     from .pictures import encode_pictures
@@ -315,14 +346,14 @@ def read_prior(
 ) -> list[Example]:
     """The prior pictures asked for, those of a folder and those that the model draws: in every size that there is to learn
     from, since a batch is of one size."""
-    from .pictures import read_folder, trimmed
+    from .pictures import trimmed
     from .pipelines import native_side
 
     examples, factor = [], host.pipeline.vae_scale_factor
     shapes = dict.fromkeys(tuple(example.latents.shape) for example in to_learn)
     sides = {shape: (shape[-2] * factor, shape[-1] * factor) for shape in shapes}
     if options.prior_folder:
-        pictures = read_folder(options.prior_folder, None, native_side(host.pipeline))
+        pictures = read_pictures(options.prior_folder, None, native_side(host.pipeline), quiet)
         fitting = [trimmed(picture, *size) for size in sides.values() for picture in pictures]
         examples += [replace(example, prior=True) for example in read_examples(host, fitting, quiet)]
     if options.prior_prompts:
@@ -390,7 +421,7 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     drawing.add_argument(
         "--guidance", type=float, metavar="X", help="classifier-free guidance (default: 3 for the demo model, else 7)"
     )
-    drawing.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture (default: 0)")
+    drawing.add_argument("--seed", type=seed, default=0, metavar="N", help="of the first picture (default: 0)")
     drawing.add_argument(
         "--count", type=int, default=1, metavar="N", help="pictures, each with the next seed (default: 1)"
     )
@@ -407,6 +438,17 @@ def run_generate(options: argparse.Namespace) -> None:
 
     if options.count < 1:
         raise ValueError(f"--count is {options.count}; expected at least 1.")
+    controls = {
+        "--strength": options.strength != 1,
+        "--density": options.density != 1,
+        "--atoms-lines": options.atoms_lines,
+        "--mask": options.mask,
+        "--on": options.on != "both",
+    }
+    if unused := [option for option, given in controls.items() if given and not options.dictionary]:
+        raise ValueError(f"{unused[0]} needs --dictionary: it is the atoms of one that it acts on.")
+    paths = numbered(options.out, options.count)
+    check_output(paths[0], ".png", options.mask)
     guidance = options.guidance if options.guidance is not None else (7.0 if options.model else 3.0)
     sampling = Sampling(options.steps, guidance, options.size, options.negative)
     stack = []
@@ -423,8 +465,8 @@ def run_generate(options: argparse.Namespace) -> None:
     host = DiffusersHost(load_pipeline(options.model, options.config))
     total = sampling.steps * options.count
     with host.patched(stack), tqdm(total=total, desc="drawing", unit="step") as bar:
-        for seed, path in enumerate(numbered(options.out, options.count), options.seed):
-            (picture,) = generate(host, [options.prompt], [seed], sampling, (), bar.update)
+        for number, path in enumerate(paths, options.seed):
+            (picture,) = generate(host, [options.prompt], [number], sampling, (), bar.update)
             write_picture(picture, path)
             bar.write(str(path))
 
@@ -494,12 +536,16 @@ def readable(name: str, facts: dict) -> str:
 
 
 def flat(metadata: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Nested values with dotted names; long lists as their length."""
+    """Nested values with dotted names; long lists and what single atoms are given as their number, pictures as their size."""
     for name, value in sorted(metadata.items()):
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name in COUNTED:
+            yield f"{prefix}{name}", f"of {len(value)} atoms"
+        elif isinstance(value, dict):
             yield from flat(value, f"{prefix}{name}.")
         elif isinstance(value, list) and len(value) > 4:
             yield f"{prefix}{name}", f"{len(value)} entries"
+        elif isinstance(value, str) and value.startswith("data:"):
+            yield f"{prefix}{name}", f"picture, {len(value) * 3 / 4000:.0f} kB"  # base64: three bytes in four letters
         else:
             yield f"{prefix}{name}", value
 
@@ -516,7 +562,7 @@ def add_report(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--prompt", help="the picture to look at (default: a and the file's trigger)")
     parser.add_argument("--top", type=int, default=24, metavar="N", help="atoms to draw, by importance (default: 24)")
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="sampling steps (default: 10)")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the picture (default: 1)")
+    parser.add_argument("--seed", type=seed, default=1, metavar="N", help="of the picture (default: 1)")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="pictures drawn at once (default: 16)")
     parser.add_argument(
         "--pictures",
@@ -548,9 +594,7 @@ def run_report(options: argparse.Namespace) -> None:
     if not (options.prompt or trigger):
         raise ValueError(f"{options.file.name} names no trigger. Say what to draw with --prompt.")
     prompt = options.prompt or f"a {trigger}"
-    if options.out.is_dir():
-        raise ValueError(f"{options.out} is a folder; expected the .html file to write. Name one, in it or elsewhere.")
-    options.out.parent.mkdir(parents=True, exist_ok=True)  # a path that can't be is told before minutes of drawing
+    check_output(options.out, ".html")
     pipeline = load_pipeline(options.model, options.config)
     taught = read_folder(options.images, options.word or trigger, native_side(pipeline)) if options.images else ()
     host = DiffusersHost(pipeline)
@@ -611,27 +655,6 @@ def run_demo_make(options: argparse.Namespace) -> None:
 
     for path in make_demo(options.out, options.images, options.word):
         print(path)
-
-
-def some_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """A reader of comma-separated choices."""
-
-    def read(text: str) -> tuple[str, ...]:
-        chosen = text.split(",")
-        if unknown := [name for name in chosen if name not in choices]:
-            raise argparse.ArgumentTypeError(f"there is no {unknown[0]!r}; expected some of {','.join(choices)}")
-        return tuple(chosen)
-
-    return read
-
-
-def width_and_height(text: str) -> tuple[int, int]:
-    """``512x768`` as two numbers."""
-    try:
-        width, height = map(int, text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected WIDTHxHEIGHT such as 512x768") from None
-    return width, height
 
 
 def read_lines(given: Sequence[str]) -> str:

@@ -20,6 +20,8 @@ class AtomRow(NamedTuple):
     schedules: tuple[int, ...]
     prompt: str
     """``both``, ``positive``, ``negative`` or ``none``; ``named`` in place of ``both`` where it waits for a word."""
+    kept: bool
+    """False where a density has dropped it: no weight brings it back."""
 
 
 def atom_rows(adapter: SparseAdapter) -> list[AtomRow]:
@@ -42,6 +44,7 @@ def atom_rows(adapter: SparseAdapter) -> list[AtomRow]:
                     tuple(i + 1 for i in state.masks[:, j].nonzero()[:, 0].tolist()),
                     tuple(i + 1 for i in state.schedules[:, j].nonzero()[:, 0].tolist()),
                     prompts.get((bool(state.positive[j]), bool(state.negative[j])), "none"),
+                    bool(state.kept[j]),
                 )
             )
     return sorted(rows, key=lambda row: -row.importance)

@@ -16,7 +16,7 @@ from .addresses import parse_selection
 from .analysis import effects, firing, heatmaps, words
 from .analysis.charts import COLOURS
 from .analysis.comparison import duplicates
-from .analysis.importance_chart import importance_chart
+from .analysis.importance_chart import importance_chart, importance_meaning
 from .analysis.labels import as_image, with_looks
 from .analysis.ranking import importance_curve, ranking
 from .analysis.recording import MOST_ATOMS, Recorder, Recording, chosen_atoms, reads_words
@@ -38,9 +38,13 @@ SHOWN_ELSEWHERE = (
     "effects",
     "captions",
     "captions_sha256",
+    "origins",
+    "sources",
     "training",
 )
 """Metadata that the page shows elsewhere, or not at all."""
+USES = ("weight", "share", "selection")
+"""What the record of a source says of how much of it was taken."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,7 @@ def write_dictionary_report(dictionary: SparseDictionary, seen: Look, file: Path
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["plain"] = plain
     quarter, half = importance_curve(ranked, (0.25, 0.5))
+    training = labelled.metadata.get("training")  # in a stranger's file, anything
     shown = {name: value for name, value in labelled.metadata.items() if name not in SHOWN_ELSEWHERE}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=labelled.metadata.get("modelspec.title", file.stem),
@@ -163,11 +168,13 @@ def write_dictionary_report(dictionary: SparseDictionary, seen: Look, file: Path
         file_size=file.stat().st_size,
         dictionary=labelled,
         facts=shown,
-        training=labelled.metadata.get("training", {}),
+        sources=made_of(labelled),
+        training=training if isinstance(training, dict) else {},
         prompt=seen.prompt,
         whole=jpeg_uri(as_image(seen.gallery.whole)),
         plain=jpeg_uri(as_image(seen.gallery.plain)),
         chart=png_uri(as_image(importance_chart(labelled))),
+        importance_meaning=importance_meaning(labelled),
         quarter=quarter,
         half=half,
         cards=cards(labelled, seen),
@@ -183,7 +190,21 @@ def plain(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(name).replace('_', ' ')} {plain(entry)}" for name, entry in value.items())
     return ", ".join(map(plain, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def made_of(dictionary: SparseDictionary) -> list[str]:
+    """The dictionaries that this one was made of: what each is called, how much of it was taken, and whose it is."""
+    stored = dictionary.metadata.get("sources")
+    return [_credit(source) for source in stored if isinstance(source, Mapping)] if isinstance(stored, list) else []
+
+
+def _credit(source: Mapping[str, object]) -> str:
+    used = [f"{name} {plain(source[name])}" for name in USES if name in source]
+    author = [f"by {source['author']}"] if source.get("author") else []
+    return ", ".join([str(source.get("title", "untitled")), *used, *author])
 
 
 def cards(dictionary: SparseDictionary, seen: Look) -> list[Card]:

@@ -117,8 +117,10 @@ def read_header(path: Path) -> dict[str, str]:
 
     :raises DictionaryFileError: the file is missing, empty, truncated or no safetensors file.
     """
+    if path.is_dir():
+        raise DictionaryFileError(f"{path} is a folder; expected a dictionary. Name the {SUFFIX} file in it.")
     if not path.is_file():
-        raise DictionaryFileError(f"There is no file {path.name}. Refresh the list, or save the dictionary again.")
+        raise DictionaryFileError(f"There is no file {path}. Check the path.")
     size = path.stat().st_size
     if size == 0:
         raise DictionaryFileError(f"{path.name} is empty: it was not written or copied to the end. Get the file anew.")
@@ -147,8 +149,37 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def with_suffix(path: Path) -> Path:
-    """The path with the suffix of a dictionary, which Load Sparse Dictionary looks for."""
+    """The path with the suffix of a dictionary, which Load Sparse Dictionary looks for.
+
+    :raises ValueError: it names no file.
+    """
+    if path.name in ("", ".."):
+        raise ValueError(f"{str(path)!r} names no file to write. Name one, such as {path / 'robot'}{SUFFIX}.")
     return path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
+
+
+def check_output(path: Path, suffix: str, *inputs: Path | None) -> None:
+    """Makes the folder of a file that is to be written and tries to write there, so that what stands in the way is told before
+    hours of work and not after.
+
+    :param inputs: files that are read meanwhile, or None; none of them may be replaced.
+    :raises ValueError: it is a folder, one of ``inputs`` or without the suffix, or its folder can't be made or written to.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; expected the {suffix} file to write. Name one, in it or elsewhere.")
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{path} does not end in {suffix}; expected the {suffix} file to write. Choose such a name.")
+    if path.exists() and any(given and given.exists() and path.samefile(given) for given in inputs):
+        raise ValueError(f"{path} is what is read here, and would be replaced. Choose another name to write to.")
+    try:
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{path.name} can't be written into {path.parent}: {error.strerror}. Choose another folder or name."
+        ) from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +103,21 @@ def controlled(
 
 
 def numbered(out: Path, count: int) -> list[Path]:
-    """Where ``count`` pictures go: into ``out`` as a file, into files beside it, or into a folder of that name."""
-    if out.suffix.lower() != ".png":
-        return [out / f"{number:04}.png" for number in range(1, count + 1)]
-    if count == 1:
+    """Where ``count`` pictures go: into ``out`` as a file, or numbered, after those that are there, into files beside it or into
+    a folder of that name.
+
+    :raises ValueError: it is the name of a picture that is no PNG.
+    """
+    suffix = out.suffix.lower()
+    if suffix == ".png" and count == 1:
         return [out]
-    return [out.with_name(f"{out.stem}-{number}.png") for number in range(1, count + 1)]
+    if suffix != ".png" and suffix in Image.registered_extensions():
+        raise ValueError(
+            f"{out} ends in {out.suffix}; expected a folder or a .png file, as pictures are written as PNG."
+        )
+    folder, start, digits = (out.parent, f"{out.stem}-", 1) if suffix == ".png" else (out, "", 4)
+    there = os.listdir(folder) if folder.is_dir() else []
+    name = re.compile(rf"{re.escape(start)}([0-9]+)\.png", re.IGNORECASE)
+    taken = [int(found[1]) for found in map(name.fullmatch, there) if found]
+    first = max(taken, default=0) + 1
+    return [folder / f"{start}{number:0{digits}}.png" for number in range(first, first + count)]

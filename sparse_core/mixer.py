@@ -1,13 +1,14 @@
 """The Atom Mixer: a text of address lines that remembers which dictionary it was made on.
 
     # dictionary 1a2b3c4d5e6f7081
-    # preset "soft" ["L3.v[7] = 0.5"]
+    # preset "soft" ["L3.v[7] = 0.25"] 1a2b3c4d5e6f7081
     L3.v[7] = 0.5
     mute L0.q[2]
     solo top:25%
 
 Atoms of a dictionary that was trained anew have the old numbers and draw something else. So lines that name atoms by
-number hold only for the dictionary whose hash stands above them; without that line they hold for any.
+number hold only for the dictionary whose hash stands above them; without that line they hold for any. A preset, which only
+the panel reads, has the hash behind it.
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ def panel_data(adapter: SparseAdapter) -> dict[str, Any]:
                 len(row.masks),
                 len(row.schedules),
                 row.prompt,
+                row.kept,
             ]
             for row in rows
         ],

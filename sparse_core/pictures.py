@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import io
+import struct
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,11 +17,15 @@ from torch import Tensor
 
 from .files import write_atomically
 from .hosts.diffusers import DiffusersHost
+from .lora.keys import few
 from .training import Example
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CAPTION = ".txt"
 MASK = ".mask"
 """Between name and suffix of a picture that shows where another of that name holds what is to be learnt."""
+_DAMAGED = (OSError, ValueError, SyntaxError, struct.error, AttributeError, TypeError)
+"""What Pillow raises at files that are no pictures, at damaged chunks of a PNG, and at damaged EXIF blocks."""
 GRID = 8
 """Pixels per latent: sides are multiples of it."""
 
@@ -45,17 +51,34 @@ def read_folder(folder: Path, word: str | None, side: int) -> list[CaptionedPict
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}; expected one with pictures ({', '.join(SUFFIXES)}).")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    paths = [path for path in found if not _is_mask(path)]
+    paths, drawn = _pictures(folder)
     if not paths:
         raise ValueError(f"{folder} holds no pictures; expected files that end in {', '.join(SUFFIXES)}.")
-    masks = _masks(filter(_is_mask, found))
+    masks = _masks(drawn)
     if strays := masks.keys() - {path.with_suffix("") for path in paths}:
         stray = min(strays)
         raise ValueError(
             f"{masks[stray].name} is a mask, but there is no picture {stray.name} beside it. Name both alike, or remove it."
         )
     return [_captioned(path, masks.get(path.with_suffix("")), word, side) for path in paths]
+
+
+def contents(folder: Path) -> str:
+    """What `read_folder` takes of a folder and what it leaves, in words: ``6 pictures, 5 with captions; skipped: 2.tif``."""
+    paths, masks = _pictures(folder)
+    counted = f"{len(paths)} picture{'s' * (len(paths) != 1)}, {sum(bool(_text(path)) for path in paths)} with captions"
+    if masks:
+        counted += f", {len(masks)} with masks"
+    known = {*paths, *masks}
+    others = sorted(path.name for path in folder.iterdir() if path not in known and path.suffix.lower() != CAPTION)
+    skipped = [name for name in others if not name.startswith(".")]
+    return f"{counted}; skipped: {few(skipped)}" if skipped else counted
+
+
+def _pictures(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Pictures by name, and what are masks of such."""
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return [path for path in found if not _is_mask(path)], [path for path in found if _is_mask(path)]
 
 
 def _is_mask(path: Path) -> bool:
@@ -151,7 +174,7 @@ def _read_on(path: Path, paper: str) -> Image.Image:
         raise ValueError(
             f"{path.name} can't be read as a picture: it is too large, or damaged. {error} Scale it down, or remove it."
         ) from error
-    except (OSError, ValueError, SyntaxError) as error:  # the last two from the chunks of a damaged PNG
+    except _DAMAGED as error:
         raise ValueError(f"{path.name} can't be read as a picture: {error}.") from error
     return Image.alpha_composite(Image.new("RGBA", picture.size, paper), picture).convert("RGB")
 
@@ -192,8 +215,18 @@ def _on_grid(mask: Image.Image | None, latents: Tensor) -> Tensor | None:
 
 
 def _caption(path: Path, word: str | None) -> str:
-    text = path.with_suffix(".txt")
-    caption = (read_text(text).strip() if text.is_file() else "") or word
+    caption = _text(path) or word
     if not caption:
-        raise ValueError(f"{path.name} has no caption: write one into {text.name}, or give a word for all with --word.")
+        raise ValueError(
+            f"{path.name} has no caption: write one into {path.stem}{CAPTION}, or give a word for all with --word."
+        )
     return caption
+
+
+def _text(path: Path) -> str:
+    """What stands beside a picture, if anything. ``1.TXT`` is another file than ``1.txt`` on some systems."""
+    text = path.with_suffix(CAPTION)
+    if not text.is_file():
+        alike = path.parent.glob(f"{glob.escape(path.stem)}.[tT][xX][tT]")
+        text = min(filter(Path.is_file, alike), default=None)
+    return read_text(text).strip() if text else ""

@@ -24,6 +24,7 @@ CONFIGURATIONS = {
     StableDiffusionXLPipeline: "stabilityai/stable-diffusion-xl-base-1.0",
 }
 """Whose tokenizer and configuration complete a single-file checkpoint, if the Hugging Face cache holds them."""
+FAMILIES = {StableDiffusionPipeline: "SD1.x or SD2.x", StableDiffusionXLPipeline: "SDXL"}
 
 
 class ModelError(ValueError):
@@ -76,6 +77,12 @@ def _from_folder(folder: Path) -> Pipeline:
 
 def _from_checkpoint(path: Path, config: Path | None) -> Pipeline:
     kind = _kind_of(path)
+    if config is not None and not config.is_dir():
+        # diffusers would take it for a repository's name, and ask huggingface.co even where told to use local files only.
+        raise ModelError(
+            f"There is no folder {config}. Give --config a diffusers folder on this machine, of the checkpoint's family; no "
+            "weights are needed in it."
+        )
     config = config or _cached_configuration(path, kind)
     try:
         return kind.from_single_file(str(path), config=str(config), local_files_only=True)
@@ -107,8 +114,7 @@ def _cached_configuration(path: Path, kind: type[Pipeline]) -> Path:
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"{path.name} is a bare checkpoint, and its tokenizer and configuration are not on this machine. Give them "
-            f"with --config FOLDER: a diffusers folder of the same family (no weights needed), such as "
-            f"{CONFIGURATIONS[kind]}."
+            f"with --config FOLDER: a diffusers folder of {FAMILIES[kind]} on this machine (no weights needed)."
         ) from error
 
 

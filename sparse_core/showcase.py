@@ -18,7 +18,7 @@ from .demo.scenery import SIDE
 from .demo.sprites import OpenMojiArt
 from .demo.world import Scene, Thing, World, caption
 from .dictionary import SparseDictionary
-from .files import save_dictionary
+from .files import SUFFIX, check_output, save_dictionary
 from .generate import Sampling, generate
 from .hosts.diffusers import DiffusersHost
 from .pictures import CaptionedPicture, encode_pictures, read_folder, write_picture
@@ -73,20 +73,20 @@ def make_demo(out: Path, images: Path | None = None, word: str | None = None) ->
 
     :param images: a folder of pictures to teach instead of the creature; ``word`` then says what they show.
     :returns: the files.
-    :raises ValueError: there is no word for the pictures, or a picture can't be used.
+    :raises ValueError: there is no word for the pictures, a picture can't be used, or ``out`` can't be written to.
     """
     if images and not word:
         raise ValueError("Your pictures need a word to call them by: give one with --word (make demo: WORD=name).")
     word = word or CREATURE
+    files = [out / name for name in (f"dictionary{SUFFIX}", "sheet.png", "report.html")]
+    check_output(files[0], SUFFIX)
     taught = read_folder(images, word, SIDE) if images else render_taught()
-    out.mkdir(parents=True, exist_ok=True)
     host = DiffusersHost(load_pipeline())
     dictionary, seconds = teach(host, taught, word)
     columns = columns_of(SparseAdapter(dictionary))
     prompts = prompts_with(word)
     rows = draw(host, prompts, columns)
     showcase = Showcase(word, taught, dictionary, seconds, prompts, columns, rows, SAMPLING, "" if images else CREDIT)
-    files = [out / name for name in ("dictionary.safetensors", "sheet.png", "report.html")]
     save_dictionary(dictionary, files[0])
     write_picture(contact_sheet(showcase), files[1])
     write_report(showcase, files[0].stat().st_size, files[2])

@@ -42,7 +42,8 @@ def first_picture(w: Workflow) -> Node:
 @workflow(
     "02 Train your own",
     "Six pictures of a penguin become a dictionary in a minute or two, and it is saved where **Load** finds it. Cancel at any "
-    "time: what was learnt so far is kept and used. Replace Demo Pictures by Load Image Dataset to teach your own.",
+    "time: what was learnt so far is kept and used. To teach your own, open the variant *(own checkpoint)*, which takes longer: "
+    "it has the preset **character** and *prior* connected.",
 )
 def train_your_own(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")
@@ -57,7 +58,7 @@ def train_your_own(w: Workflow) -> Node:
 
 @workflow(
     "03 Only here",
-    "The mask lets the dictionary act on the left half alone, in one pass and without touching the rest. Move or soften the "
+    "The mask lets the dictionary act on the left half alone, in one pass: its atoms act nowhere else. Move or soften the "
     "mask with ComfyUI's own mask nodes. Several masks on one dictionary leave what they share.",
 )
 def only_here(w: Workflow) -> Node:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .graph import Node, Workflow
+from .graph import Node, Slot, Workflow
 from .pieces import SIDE
 
 SUFFIX = " (own checkpoint)"
@@ -29,6 +29,8 @@ PIXELS = {
     "LatentComposite": ("x", "y", "feather"),
 }
 """Inputs that count pixels."""
+PRIOR = ("a person in a street", "an animal in a meadow")
+"""Prompts that hold the model to what it draws without the new word."""
 SENSIBLE = {
     "01", "02", "03", "04", "05", "08", "09", "10", "12", "17", "18", "19", "20", "21", "22", "27", "28", "29", "30",
     "31", "32", "33", "34",
@@ -62,8 +64,17 @@ class OwnWorkflow(Workflow):
         """See `Workflow`."""
         if kind in NODES:
             kind, inputs = NODES[kind]
+        if kind == "SparseAtoms_Train" and "preset" not in inputs:
+            inputs |= self._thorough(inputs["captions"].node.inputs["clip"])
         inputs = {name: self._own(kind, name, value) for name, value in inputs.items()}
         return super().__call__(kind, _worded(title), **inputs)
+
+    def _thorough(self, clip: Slot) -> dict[str, Any]:
+        """What the documents recommend for a training that need not be over in a minute."""
+        prompts = [self("CLIPTextEncode", clip=clip, text=text, title="Prior prompt")[0] for text in PRIOR]
+        prior = self("ConditioningCombine", conditioning_1=prompts[0], conditioning_2=prompts[1])
+        negative = self("CLIPTextEncode", clip=clip, text="", title="Negative prompt")
+        return {"preset": "character", "prior": prior[0], "negative": negative[0]}
 
     def _own(self, kind: str, name: str, value: Any) -> Any:
         if name in PIXELS.get(kind, ()):

@@ -33,7 +33,7 @@ from .methods import Method
 from .presets import CONTROLS, MAIN, METHODS, ON_ONE_PROMPT, named, points, points_on_one_prompt, suited
 from .rounds import ROUNDS
 from .summary import comparable, gain_kept, looks, summary
-from .table import Keys, Setup, Unit, fill, names
+from .table import Keys, Setup, Unit, complete, fill, names
 from .tuning import grid, search
 
 HERE = Path(__file__).parent
@@ -211,7 +211,7 @@ def transferred(setup: Setup, work: Sequence[Unit], options: argparse.Namespace)
 
 
 def measured(setup: Setup, work: Sequence[Unit], options: argparse.Namespace) -> dict[str, Any]:
-    """The figures of both halves, once everything missing is measured."""
+    """The figures of both halves, once everything missing is measured, and how many of the trainings are."""
     keys, cells, file = Keys(setup), Cells(setup.cache, {"table": "quality"}), options.out / "quality-cells.jsonl"
     beside, recognisers = options.out / "recognisers", keys.recogniser_files().values()
     cells.take_over(file)
@@ -221,7 +221,11 @@ def measured(setup: Setup, work: Sequence[Unit], options: argparse.Namespace) ->
     copy_missing(recognisers, setup.recognisers, beside)
     cells.hand_on(file, (name for unit in work for name in names(keys, unit)))
     found = comparable(looks(keys, cells, work), work)
-    return {half: summary(found, half) for half in reversed(HALVES)}
+    done = sum(complete(keys, cells, unit) for unit in work)
+    return {
+        **{half: summary(found, half) for half in reversed(HALVES)},
+        "trainings": {"done": done, "planned": len(work)},
+    }
 
 
 def copy_missing(names: Iterable[str], source: Path, target: Path) -> None:

@@ -29,15 +29,16 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     known = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     parts = [
         "# Quality",
-        "Each method learns a thing from a few pictures that share one scene and one companion, then answers prompts that "
-        "ask for other scenes, places, sizes, styles and companions. *Text*: share of the asked attributes that the demo "
-        "model's judge sees. *Likeness*: mean of a recogniser's certainty and of how close the pixels come to the right "
-        "answer. *Drift*: grey levels by which pictures move whose prompts don't name what was taught. *Hypervolume*: the "
-        "area under a method's curve of text against likeness over its sliders, beyond the text of lessons learnt by heart "
-        "and the likeness of the untaught base; 95 % bootstrap interval over trainings and prompts. *Training, s*: under "
-        "whatever load each ran; [speeds](speed.md) are compared elsewhere. *Sampling*: drawn in turns with the plain model. "
-        "Made by `make bench-quality`.",
-        f"{report['tier']} Seeds {', '.join(map(str, report['seeds']))}. {known}.",
+        "Each method learns a thing from a few pictures that share one scene and one companion, or a style from pictures of "
+        "several scenes, then answers prompts that ask for other scenes, places, sizes, styles and companions. *Text*: share of"
+        " the asked attributes that the demo model's judge sees. *Likeness*: mean of a recogniser's certainty and of how close "
+        "the pixels come to the right answer. *Drift*: grey levels by which pictures move whose prompts don't name what was "
+        "taught. *Hypervolume*: the area under a method's curve of text against likeness over its sliders, beyond the text of "
+        "lessons learnt by heart and the likeness of the untaught base; 95 % bootstrap interval over trainings and prompts. "
+        "*Training, s*: under whatever load each ran; [speeds](speed.md) are compared elsewhere. *Sampling*: drawn in turns "
+        "with the plain model. Made by `make bench-quality`.",
+        f"{report['tier']} {report['trainings']['done']} of {report['trainings']['planned']} trainings. Seeds "
+        f"{', '.join(map(str, report['seeds']))}. {known}.",
     ]
     for half in HALVES:
         if report.get(half, {}).get("methods"):

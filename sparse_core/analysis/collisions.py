@@ -4,7 +4,7 @@ same way there."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,16 +14,19 @@ from torch import Tensor
 from ..compose import combine
 from ..compose.baking import title_of
 from ..compose.provenance import content_hash
-from ..controls import SparseAdapter
+from ..controls import Conditioning, Listen, Mask, Pictures, Schedule, SparseAdapter
 from ..dictionary import SparseDictionary
 from ..hosts.base import Host
 from ..layers import Site
 from ..plan import Moment
+from ..replaying import Replay
 from ..training.prior import prior_examples
 from .importance import observe
 
 LISTED = 12
 """Pairs of atoms that the report names."""
+UNCOUNTED = (Mask, Schedule, Conditioning, Listen, Pictures, Replay)
+"""Controls that say where, when and on what atoms act. They are what keeps atoms apart, and no dictionary can store them."""
 
 
 class Pair(NamedTuple):
@@ -111,7 +114,7 @@ def collisions(
     on_step: Callable[[], None] = lambda: None,
 ) -> Collisions:
     """Draws pictures with both dictionaries for the conditions in turn, then runs the model on them at all amounts of noise
-    and watches the atoms.
+    and watches the atoms. Of the controls only those count that weigh or mute atoms.
 
     :param conditions: the host's, of single prompts; ``negative`` the one of the empty prompt.
     :param shape: (channels, height, width) of the latents.
@@ -120,6 +123,10 @@ def collisions(
     """
     if not conditions:
         raise ValueError("There are no prompts to draw; expected at least one that names what the dictionaries learnt.")
+    first, second = (
+        replace(one, controls=tuple(control for control in one.controls if not isinstance(control, UNCOUNTED)))
+        for one in (first, second)
+    )
     itself = content_hash(first.dictionary) == content_hash(second.dictionary)
     both = combine([first, second], (0.5, 0.5) if itself else (), merge_above=1)
     adapter = SparseAdapter(both)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..addresses import Not, Or, Selection
-from ..controls import Pictures, SparseAdapter
+from ..addresses import Or, Selection
+from ..controls import Control, Mask, Pictures, Selected, SiteState, SparseAdapter, State
+from ..dictionary import SparseDictionary
+from ..replaying import Replay
 from .charts import COLOURS, Tile, sheet
 
 Draw = Callable[[SparseAdapter, int], Tensor]
@@ -121,6 +123,38 @@ def pictures_needed(groups: int, pictures: int = 1) -> int:
     return (2 + groups) * pictures + groups
 
 
+@dataclass(frozen=True)
+class _AllBut:
+    """Lets all atoms but the selected, and what an imported LoRA does outside the attentions, act in some pictures of a batch
+    only. The rest is no atom's, so that no group is alone while it acts."""
+
+    chosen: tuple[bool, ...]
+    selection: Selection
+
+    def apply(self, state: State, dictionary: SparseDictionary) -> State:
+        def change(site: SiteState, selected: Tensor) -> SiteState:
+            return replace(site, pictures=torch.cat([site.pictures, selected[None]]))
+
+        atoms, rest = Selected.by(self.selection, dictionary)
+        others = Selected({site: ~flags for site, flags in atoms.items()}, not rest)
+        return replace(state.update(others, change), pictures=(*state.pictures, self.chosen))
+
+
+def on_first_picture(adapter: SparseAdapter) -> SparseAdapter:
+    """The adapter as it acts on the first picture of a batch, for copies of that one: masks and recordings of several pictures
+    go to those of a batch in turn."""
+
+    def first(control: Control) -> Control:
+        match control:
+            case Mask():
+                return replace(control, mask=control.mask[:1])
+            case Replay():
+                return replace(control, recording=control.recording.of_first_picture())
+        return control
+
+    return replace(adapter, controls=tuple(map(first, adapter.controls)))
+
+
 def side_by_side(adapter: SparseAdapter, groups: Sequence[Selection]) -> SparseAdapter:
     """The adapter set up for one batch: first each group alone, then all but each group."""
     count = len(groups)
@@ -129,9 +163,7 @@ def side_by_side(adapter: SparseAdapter, groups: Sequence[Selection]) -> SparseA
         for j, group in enumerate(groups)
     ]
     grouped = groups[0] if count == 1 else Or(tuple(groups))
-    if not all(bool(flags.all()) for flags in grouped.resolve(adapter.dictionary).values()):
-        controls.append(Pictures(tuple(p >= count for p in range(2 * count)), Not(grouped)))
-    return adapter.with_controls(*controls)
+    return adapter.with_controls(*controls, _AllBut(tuple(p >= count for p in range(2 * count)), grouped))
 
 
 def comparison(gallery: Gallery, effect: Effect) -> Tensor:

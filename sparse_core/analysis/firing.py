@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -48,28 +47,26 @@ def firing(
     seed: int = 0,
     on_picture: Callable[[], None] = lambda: None,
 ) -> Firing:
-    """Runs the model with the adapter on every picture under several amounts of one noise, and watches the atoms. A cancel ends
-    it with the pictures seen so far.
+    """Runs the model with the adapter on every picture under several amounts of one noise, and watches the atoms.
 
-    :param on_picture: called after each.
+    :param on_picture: called after each; may raise to stop.
     :raises ValueError: there are no pictures, or the dictionary belongs to another model.
     """
     if not examples:
         raise ValueError("There are no pictures to look at; expected at least one with its caption.")
     adapter.dictionary.check_fits(host.layers)
     seen: list[Recording] = []
-    with suppress(*host.interruptions):
-        for example in examples:
-            recorder = Recorder(adapter.dictionary, addresses)
-            noise = torch.randn(example.latents.shape, generator=torch.Generator().manual_seed(seed))
-            with host.patched([adapter], recorder):
-                for level in LEVELS:
-                    progress = torch.tensor([level])
-                    latents, one_noise = (tensor[None].to(host.device) for tensor in (example.latents, noise))
-                    noisy = host.add_noise(latents, one_noise, progress)
-                    host.denoise(noisy, progress, host.stack_conditions([example.condition]))
-            seen.append(recorder.recording())
-            on_picture()
+    for example in examples:
+        recorder = Recorder(adapter.dictionary, addresses)
+        noise = torch.randn(example.latents.shape, generator=torch.Generator().manual_seed(seed))
+        with host.patched([adapter], recorder):
+            for level in LEVELS:
+                progress = torch.tensor([level])
+                latents, one_noise = (tensor[None].to(host.device) for tensor in (example.latents, noise))
+                noisy = host.add_noise(latents, one_noise, progress)
+                host.denoise(noisy, progress, host.stack_conditions([example.condition]))
+        seen.append(recorder.recording())
+        on_picture()
     maps = [
         {name: places[:, 0].float().abs().mean(dim=0) for name, places in one.positive.places.items()} for one in seen
     ]

@@ -33,7 +33,7 @@ def heat_maps(
     :param picture: which of the batch, from 0.
     :param start, end: the part of sampling, 0..1.
     :returns: address to (height, width), 0 or more, not scaled.
-    :raises ValueError: no atom was recorded on the picture, or there is no such picture or part.
+    :raises ValueError: no atom was recorded on the picture or fires there, or there is no such picture or part.
     """
     side = recording.positive if prompt == "positive" else recording.negative
     if not side.places:
@@ -52,6 +52,11 @@ def heat_maps(
         raise ValueError(f"Picture {picture} was not recorded; expected 0 to {pictures - 1}.")
     means = {name: places[inside, picture].float().abs().mean(dim=0) for name, places in side.places.items()}
     fired = [(name, mean) for name, mean in means.items() if mean.any()]
+    if not fired:
+        raise ValueError(
+            f"None of the {len(means)} recorded atoms fires on picture {picture} between {start:g} and {end:g} of sampling. "
+            "Record others, such as top:24, or widen the range."
+        )
     return {name: grown(mean, size) for name, mean in fired[:MOST_ATOMS]}
 
 

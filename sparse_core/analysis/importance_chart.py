@@ -76,16 +76,25 @@ def importance_chart(dictionary: SparseDictionary) -> Tensor:
     return drawn(figure)
 
 
+def importance_meaning(dictionary: SparseDictionary) -> str:
+    """What the importance of these atoms is, in a sentence."""
+    if not any(float(atoms.importance.sum()) for atoms in dictionary.sites.values()):
+        return "The importance of these atoms was never measured: the file comes from another program."
+    if not any(atoms.normalise for atoms in dictionary.sites.values()):
+        return "The LoRA's own singular values: how far an atom can move a feature."
+    return "Measured on the training pictures and captions: how far an atom moves the features, on average."
+
+
 def importance_text(dictionary: SparseDictionary, top: int) -> str:
     """How few atoms hold most of it, and a table of the ``top`` most important."""
     ranked = ranking(dictionary)
     total = sum(atom.importance for atom in ranked)
     if not total:
-        return "The importance of these atoms was never measured: the file comes from another program."
+        return importance_meaning(dictionary)
     kept = (0.05, 0.25, 0.5)
     held = importance_curve(ranked, kept)
     lines = [
-        f"{len(ranked)} atoms. Measured on the training pictures and captions: how far an atom moves the features, on average.",
+        f"{len(ranked)} atoms. {importance_meaning(dictionary)}",
         *(
             f"{share:.0%} of the atoms hold {part:.0%} of the importance"
             for share, part in zip(kept, held, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -57,6 +57,11 @@ class Side(NamedTuple):
     words: Mapping[str, Tensor]
     """(pictures, tokens) float32: the coefficient of every token of the prompt, at atoms that read the text."""
 
+    def of_first_picture(self) -> Side:
+        """That of the first picture alone."""
+        places = {name: track[:, :1] for name, track in self.places.items()}
+        return Side(places, {name: track[:1] for name, track in self.words.items()})
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -70,6 +75,10 @@ class Recording:
     positive: Side
     negative: Side
     """Empty where no negative prompt ran."""
+
+    def of_first_picture(self) -> Recording:
+        """That of the first picture alone."""
+        return replace(self, positive=self.positive.of_first_picture(), negative=self.negative.of_first_picture())
 
 
 @dataclass
@@ -109,31 +118,31 @@ class Recorder:
     def __call__(self, site: Site, atoms: Sequence[int], x: Tensor, z: Tensor, y: Tensor, moment: Moment) -> None:
         """See `Observer`.
 
-        :raises RuntimeError: the rows or the places of the model call are not known, or memory is used up.
+        :raises RuntimeError: the rows or the places of the model call are not known, it runs several prompts or a part of the
+            picture, or memory is used up.
         """
         wanted = self._wanted.get(site, {})
         columns = [i for i, atom in enumerate(atoms) if atom in wanted]
         if not columns:
             return
         check_rows(site, z, moment, "recorded")
+        check_whole(site, moment)
         codes = z.detach()[..., columns].float().cpu()  # (rows, tokens, chosen)
         names = self._columns.setdefault(site, [wanted[atoms[i]] for i in columns])
         for positive in set(moment.rows.positive):
             mine = [r for r, p in enumerate(moment.rows.positive) if p is positive]
             rows = [r for r in mine if moment.rows.pictures[r] < MOST_PICTURES]
-            pictures = len({moment.rows.pictures[r] for r in rows})
-            several = codes[rows].unflatten(0, (-1, pictures))  # (prompts, pictures, tokens, chosen)
             if reads_words(site, self.dictionary.layers):
-                for name, code in zip(names, several[0].unbind(-1), strict=True):
+                for name, code in zip(names, codes[rows].unbind(-1), strict=True):
                     self._words.setdefault((name, positive), code)  # the text is the same at every step
             else:
-                self._add_places(site, several.mean(dim=0), positive, moment)
+                self._add_places(site, codes[rows], positive, moment)
 
     def _add_places(self, site: Site, codes: Tensor, positive: bool, moment: Moment) -> None:
         if self._grids.setdefault(site, moment.grid) != moment.grid:
             raise RuntimeError(
-                f"{site} can't be recorded: parts of the picture of several sizes arrive. Use prompts for the whole picture "
-                "while recording."
+                f"{site} can't be recorded: the picture arrives in several sizes. Another patch scales it inside the model "
+                "(Kohya Deep Shrink): remove it meanwhile."
             )
         check_places(site, codes, moment, "recorded")
         slot = min(int(moment.progress * MOST_MOMENTS), MOST_MOMENTS - 1)
@@ -181,6 +190,19 @@ def check_rows(site: Site, z: Tensor, moment: Moment, done: str) -> None:
         raise RuntimeError(
             f"{site} can't be {done}: {len(z)} rows of tokens arrived, and nothing says which picture and prompt each "
             "belongs to. Another patch enlarges the batch (attention couple): remove it meanwhile."
+        )
+
+
+def check_whole(site: Site, moment: Moment) -> None:
+    """
+    :raises RuntimeError: the coefficients of a place or a word would be those of several prompts, or of a part of the picture.
+    """
+    rows = moment.rows
+    runs = list(zip(rows.pictures, rows.positive, strict=True))
+    if len(set(runs)) < len(runs) or any(crop.picture != (crop.height, crop.width) for crop in rows.crops):
+        raise RuntimeError(
+            f"{site} can't be recorded: several prompts act, or one on a part of the picture. Use one positive and one negative "
+            "prompt, both for the whole picture, while recording."
         )
 
 

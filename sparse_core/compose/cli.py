@@ -10,8 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..addresses import parse_selection
+from ..arguments import seed
 from ..controls import SparseAdapter
-from ..files import load_dictionary, save_dictionary, with_suffix
+from ..files import SUFFIX, check_output, load_dictionary, save_dictionary, with_suffix
 from ..interrupting import INTERRUPTED, stop_on_interrupt
 from ..training import Progress, TrainingStopped, distil, questioned
 from ..training.distilling import DEFAULTS
@@ -30,9 +31,11 @@ def add_extract(parser: argparse.ArgumentParser) -> None:
 
 def run_extract(options: argparse.Namespace) -> None:
     """Extracts and saves."""
+    out = with_suffix(options.out)
+    check_output(out, SUFFIX, options.file)
     whole = SparseAdapter(load_dictionary(options.file))
     part = extract(whole, parse_selection(options.atoms), options.title)
-    saved = save_dictionary(part, with_suffix(options.out))
+    saved = save_dictionary(part, out)
     print(f"{saved}: {len(part)} of {len(whole.dictionary)} atoms, {saved.stat().st_size / 1000:.0f} kB")
 
 
@@ -54,9 +57,9 @@ def add_distil(parser: argparse.ArgumentParser) -> None:
         ("threshold", float, DEFAULTS.threshold, "how rarely an atom fires, in standard deviations of its coefficient"),
         ("sparsity", float, DEFAULTS.sparsity, "how strongly unneeded atoms are emptied"),
         ("pictures", int, 24, "pictures that the LoRA draws to learn from"),
-        ("seed", int, DEFAULTS.seed, "of the start and of all noise"),
+        ("seed", seed, DEFAULTS.seed, "of the start and of all noise"),
     ):
-        metavar = "N" if kind is int else "X"
+        metavar = "X" if kind is float else "N"
         parser.add_argument(
             f"--{name}", type=kind, default=default, metavar=metavar, help=f"{purpose} (default: {default})"
         )
@@ -69,6 +72,7 @@ def run_distil(options: argparse.Namespace) -> int:
     from ..pipelines import load_pipeline
 
     out = with_suffix(options.out)
+    check_output(out, SUFFIX, options.lora, options.model)
     settings = replace(
         DEFAULTS,
         steps=options.steps,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -52,9 +52,6 @@ HEARD = f"{KEY}_heard"
 
 GUIDED = f"{KEY}_guided"
 """Under it the options of a step hold which of the guider's conditionings, by id, belong to a positive prompt."""
-
-KEPT_PLANS = 8
-"""Of one wrapper and UNet: conditionings with hooks bring others, each a team with a plan of its own."""
 
 Place = tuple[int, int, str]
 """Where ComfyUI says it is: running number of the SpatialTransformer, block inside it, attn1 or attn2."""
@@ -107,10 +104,20 @@ def apply_adapter(model: ModelPatcher, adapter: SparseAdapter, observer: Observe
     adapter.dictionary.check_fits(list(list_layers(model.model.diffusion_model).values()))
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, Wrapper((adapter,), observer))
-    for moment, once in {**LISTENERS, WrappersMP.PREPARE_SAMPLING: take_memory}.items():
+    for moment, once in LISTENERS.items():
         patched.remove_wrappers_with_key(moment, KEY)
         patched.add_wrapper_with_key(moment, KEY, once)
     return patched
+
+
+def with_stacks(model: ModelPatcher, change: Callable[[SparseAdapter], SparseAdapter]) -> ModelPatcher:
+    """A clone of the MODEL on which changed adapters act in place of those applied to it."""
+    changed = model.clone()
+    changed.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
+    for wrapper in model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):
+        stack = tuple(map(change, wrapper.stack))
+        changed.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, Wrapper(stack, wrapper.observer))
+    return changed
 
 
 def import_lora(model: ModelPatcher, path: str | os.PathLike) -> ImportedLora:
@@ -168,20 +175,28 @@ class ListeningClip(comfy.sd.CLIP):
         **kw: Any,
     ) -> list:
         """See ComfyUI's."""
-        prompt = self._ids(tokens)
-        named = frozenset(word for word in self.words if _holds(prompt, self._ids(self.tokenize(word))))
+        prompts = self._ids(tokens)
+        named = frozenset(word for word in self.words if self._names(prompts, word))
         note = {HEARD: Heard(frozenset(self.words), named)}
         return super().encode_from_tokens_scheduled(tokens, unprojected, {**(add_dict or {}), **note}, *args, **kw)
 
-    def _ids(self, tokens: dict[str, list]) -> list[int]:
-        """Numbers of a prompt's tokens, without start, end and padding."""
+    def _names(self, prompts: dict[str, list[int]], word: str) -> bool:
+        """Whether any of the encoders reads a word, each in the prompt that it is given."""
+        sought = self._ids(self.tokenize(word))
+        return any(_holds(prompts[encoder], ids) for encoder, ids in sought.items() if ids and encoder in prompts)
 
-        def numbers(tokens: dict[str, list]) -> list[int]:
-            chunks = tokens.get("l") or next(iter(tokens.values()))
+    def _ids(self, tokens: dict[str, list]) -> dict[str, list[int]]:
+        """Numbers of a prompt's tokens by text encoder, without start, end and padding."""
+
+        def numbers(chunks: list) -> list[int]:
             return [pair[0] for chunk in chunks for pair in chunk if isinstance(pair[0], int)]
 
-        silent = set(numbers(self.tokenize("")))
-        return [number for number in numbers(tokens) if number not in silent]
+        silent = {encoder: set(numbers(chunks)) for encoder, chunks in self.tokenize("").items()}
+        return {
+            encoder: [number for number in numbers(tokens[encoder]) if number not in padding]
+            for encoder, padding in silent.items()
+            if encoder in tokens
+        }
 
 
 def listen(clip: comfy.sd.CLIP, words: Sequence[str]) -> ListeningClip:
@@ -192,7 +207,7 @@ def listen(clip: comfy.sd.CLIP, words: Sequence[str]) -> ListeningClip:
     known = clip.words if isinstance(clip, ListeningClip) else ()
     listener = _listening(clip.clone(), (*known, *words))
     for word in words:
-        if not listener._ids(listener.tokenize(word)):
+        if not any(listener._ids(listener.tokenize(word)).values()):
             raise ValueError(f"{word!r} is no word to this CLIP. Listen for one that stands in the captions.")
     return listener
 
@@ -224,8 +239,10 @@ class AdapterHook(TransformerOptionsHook):
 
     @cached_property
     def wrapper(self) -> Wrapper:
-        """The adapter with the current keyframe's strength as its schedule."""
-        return Wrapper((self.adapter.with_controls(Schedule(lambda progress: self.strength)),))
+        """The adapter with the current keyframe's strength as its schedule. A plan holds that, and must not hold the hook: it
+        goes with it."""
+        keyframes = self.hook_keyframe
+        return Wrapper((self.adapter.with_controls(Schedule(lambda progress: keyframes.strength)),))
 
     def on_apply_hooks(self, model: ModelPatcher, transformer_options: dict) -> None:
         """Called by ComfyUI before every model call of a hooked conditioning."""
@@ -257,10 +274,6 @@ def take_notes(executor: Callable, model: BaseModel, conds: list, x: Tensor, tim
     return executor(model, conds, x, timestep, _with(options, {KEY: note}))
 
 
-LISTENERS = {WrappersMP.PREDICT_NOISE: take_names, WrappersMP.CALC_COND_BATCH: take_notes}
-"""What hears from the sampler about its model calls, by the moment at which ComfyUI calls it."""
-
-
 def _with(options: dict, notes: dict[str, Any]) -> dict:
     """ComfyUI's model options with notes for the model calls."""
     return {**options, "transformer_options": {**options.get("transformer_options", {}), **notes}}
@@ -274,12 +287,20 @@ def _heard(cond: Sequence[dict]) -> dict[Any, Heard]:
     """
     notes: dict[int, Heard] = {}
     for c in cond:
-        notes.setdefault(_text_id(c), c.get(HEARD, Heard()))
+        if (text := _text_id(c)) not in notes:
+            notes[text] = heard_in(c.get("cross_attn"), c)
     return {c["uuid"]: notes[_text_id(c)] for c in cond}
 
 
 def _text_id(c: dict) -> int:
     return id(c["model_conds"].get("c_crossattn", c))
+
+
+def heard_in(text: Tensor | None, options: dict) -> Heard:
+    """What a conditioning names: nothing where its text has been zeroed out, whatever it said before."""
+    heard = options.get(HEARD, Heard())
+    silent = bool(heard.named) and text is not None and not text.any()
+    return heard._replace(named=frozenset()) if silent else heard
 
 
 def _is_positive(index: int, cond: Sequence[dict], sides: dict[int, bool]) -> bool:
@@ -288,12 +309,29 @@ def _is_positive(index: int, cond: Sequence[dict], sides: dict[int, bool]) -> bo
     return next((sides[id(c)] for c in cond if id(c) in sides), index == 0)
 
 
-def take_memory(executor: Callable, model: ModelPatcher, *args: Any, **kwargs: Any) -> Any:
+def take_memory(
+    executor: Callable, model: ModelPatcher, noise_shape: Sequence[int], conds: dict, *args: Any, **kwargs: Any
+) -> Any:
     """Hands the atoms to ComfyUI's memory management before it loads the model: they are counted, loaded and unloaded
-    with it."""
-    team: list[Wrapper] = model.wrappers[WrappersMP.DIFFUSION_MODEL][KEY]
-    model.set_additional_models(KEY, [team[0].resident(team, model)])
-    return executor(model, *args, **kwargs)
+    with it. Those of hooks come with their conditionings, since the MODEL is not theirs to change."""
+    applied: list[Wrapper] = model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY)
+    if applied:
+        model.set_additional_models(KEY, [applied[0].resident(applied, model)])
+    for c in chain.from_iterable(conds.values()):
+        group = c.get("hooks") or HookGroup()
+        hooked = [hook.wrapper for hook in group.hooks if isinstance(hook, AdapterHook)]
+        if hooked:
+            atoms = hooked[0].resident([*hooked, *applied], model)  # in the order in which a model call meets them
+            c["additional_models"] = [*c.get("additional_models", ()), atoms]
+    return executor(model, noise_shape, conds, *args, **kwargs)
+
+
+LISTENERS = {
+    WrappersMP.PREPARE_SAMPLING: take_memory,
+    WrappersMP.PREDICT_NOISE: take_names,
+    WrappersMP.CALC_COND_BATCH: take_notes,
+}
+"""What hears from the sampler about its model calls, by the moment at which ComfyUI calls it."""
 
 
 class Note(NamedTuple):
@@ -320,11 +358,11 @@ class Note(NamedTuple):
 
 class Wrapper:
     """Applies a stack of adapters to every call of a diffusion model. Shared by all clones of a MODEL: it holds no state
-    of a run, only compiled plans, each as long as the UNet that it is for."""
+    of a run, only compiled plans, each as long as the UNet that it is for and all whose atoms are in it."""
 
     def __init__(self, stack: Stack, observer: Observer | None = None) -> None:
         self.stack, self.observer = tuple(stack), observer
-        self._compiled: WeakKeyDictionary[torch.nn.Module, dict[tuple, _Compiled]] = WeakKeyDictionary()
+        self._plans: WeakKeyDictionary[torch.nn.Module, _Plans] = WeakKeyDictionary()
 
     @torch.compiler.disable  # a compiled MODEL runs as it is while atoms act on it: dynamo can't trace what patches share
     def __call__(
@@ -347,9 +385,10 @@ class Wrapper:
             if plan.acts:
                 note = options.get(KEY)
                 observers = [w.observer for w in team for _ in w.stack]
-                timed = plan.scheduled or any(observer is not None for observer in observers)
-                progress = call_progress(options, note) if timed else 0.0
-                run = Run(plan, call_rows(plan, x, options, note), progress, observers)
+                observed = any(observer is not None for observer in observers)
+                progress = call_progress(options, note) if plan.scheduled or observed else 0.0
+                rows = call_rows(x, options, note, placed=bool(plan.masks) or plan.replayed or observed)
+                run = Run(plan, rows, progress, observers)
                 options = _Patches(run, index).around(options)
                 with updating(plan, modules, lambda: run):
                     return executor(x, timesteps, context, y, control, options, **kwargs)
@@ -359,32 +398,45 @@ class Wrapper:
         self, team: Sequence[Wrapper], unet: torch.nn.Module, device: torch.device, dtype: torch.dtype
     ) -> _Compiled:
         """What all wrappers of a call amount to, kept for the next."""
-        kept = self._compiled.setdefault(unet, {})
-        key = (*team, dtype)  # the objects themselves: an id may come back for another
-        if key not in kept:
+        kept = self._kept(team, unet)
+        if dtype not in kept:
             layers = list_layers(unet)
             plan = compile_plan([adapter for wrapper in team for adapter in wrapper.stack], list(layers.values()))
             index = {place: number for number, place in enumerate(layers)}
             modules = named_modules(unet) if plan.modules else {}
             check_modules(plan, modules)
-            if len(kept) >= KEPT_PLANS:
-                kept.clear()
-            kept[key] = _Compiled(index, plan.to(device, dtype), modules)
-        compiled = kept[key]
+            kept[dtype] = _Compiled(index, plan.to(device, dtype), modules)
+        compiled = kept[dtype]
         if compiled.plan.device in (device, None):
             return compiled
         return compiled._replace(plan=compiled.plan.to(device, dtype))  # ComfyUI had no room to load it
 
     def resident(self, team: Sequence[Wrapper], model: ModelPatcher) -> ModelPatcher:
         """The plan for a MODEL as a model of its own, in the hands of ComfyUI's memory management."""
-        dtype = model.model.manual_cast_dtype or model.model.get_dtype()
-        compiled = self.compiled(team, model.model.diffusion_model, model.offload_device, dtype)
-        if compiled.patcher is None:
+        unet, dtype = model.model.diffusion_model, model.model.manual_cast_dtype or model.model.get_dtype()
+        kept = self._kept(team, unet)
+        if dtype not in kept or kept[dtype].patcher is None:
+            compiled = self.compiled(team, unet, model.offload_device, dtype)
             held = _Held(compiled.plan)
             patcher = ModelPatcher(held, model.load_device, model.offload_device)
-            compiled = compiled._replace(plan=held.plan, patcher=patcher)
-            self._compiled[model.model.diffusion_model][(*team, dtype)] = compiled
-        return compiled.patcher
+            kept[dtype] = compiled._replace(plan=held.plan, patcher=patcher)
+        return kept[dtype].patcher
+
+    def _kept(self, team: Sequence[Wrapper], unet: torch.nn.Module) -> dict[torch.dtype, _Compiled]:
+        """The plans of a team that this wrapper is the first of, by the model's type."""
+        plans = self._plans.setdefault(unet, _Plans())
+        for member in team[1:]:
+            plans = plans.with_more.setdefault(member, _Plans())
+        return plans.by_type
+
+
+class _Plans:
+    """Plans of a team, and of those that start with it. None outlives a member: a MODEL stays in ComfyUI's cache while one
+    thing after the other is tried on top of it, and conditionings with hooks come and go."""
+
+    def __init__(self) -> None:
+        self.by_type: dict[torch.dtype, _Compiled] = {}
+        self.with_more: WeakKeyDictionary[Wrapper, _Plans] = WeakKeyDictionary()
 
 
 class _Held(torch.nn.Module):
@@ -422,17 +474,17 @@ def call_progress(options: dict, note: Note | None) -> float:
     return progress_of(note.sampling, options["sigmas"])
 
 
-def call_rows(plan: Plan, x: Tensor, options: dict, note: Note | None) -> Rows:
+def call_rows(x: Tensor, options: dict, note: Note | None, placed: bool) -> Rows:
     """What the rows of this model call are. A batch is a list of conditionings, each over all pictures.
 
-    :raises MaskPlacementError: a mask or a replay is set, but the call sees an unknown part of the picture.
+    :param placed: whether it matters which part of the picture they see.
+    :raises MaskPlacementError: it matters, but the call sees an unknown part.
     """
     conditionings = options.get("cond_or_uncond") or [0]
     pictures = x.shape[0] // len(conditionings)
     height, width = x.shape[-2:]
     uuids = options.get("uuids") or [None] * len(conditionings)
-    known = note is not None and (plan.masks or plan.replayed)
-    picture, areas = (note.picture, note.areas) if known else ((height, width), {})
+    picture, areas = (note.picture, note.areas) if placed and note is not None else ((height, width), {})
     crops = []
     for uuid in uuids:
         area = areas.get(uuid)
@@ -440,7 +492,7 @@ def call_rows(plan: Plan, x: Tensor, options: dict, note: Note | None) -> Rows:
         if area is None and picture != (height, width):
             raise MaskPlacementError(
                 f"This model call sees {height} x {width} latent pixels of a picture of {picture[0]} x {picture[1]}, and "
-                "nothing says which: another patch tiles the picture. Remove it, or the masks and replays on atoms."
+                "nothing says which: another patch tiles the picture. Remove it, or the masks, replays and recordings of atoms."
             )
         crops += [Crop(picture, top, left, height, width)] * pictures
     positive = {} if note is None else note.positive
@@ -507,7 +559,8 @@ class _Patches:
         if self.current is None or self.current.attended:
             return attention(q, k, v)
         masked = bool(args and args[0] is not None) or kwargs.get("mask") is not None
-        return self.current.attend(q, k, v, attention, any_queries=not masked)
+        # What another pack's override makes of an attention may depend on all its queries.
+        return self.current.attend(q, k, v, attention, any_queries=not masked and self.previous is None)
 
     def replacing(self, patch: Callable) -> Callable:
         def wrapped(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
@@ -531,8 +584,10 @@ class _Patches:
 
 # --------------------------------------------------------------------------------------------------------- training
 
-UNTRAINABLE = ("control", "area", "mask", "hooks", "gligen", "concat_latent_image")
-"""What a conditioning may carry that training can't honour."""
+UNHEEDED = ("control", "area", "mask", "hooks", "gligen", "concat_latent_image")
+"""What a conditioning may carry that only ComfyUI's samplers honour."""
+WHOLE_RANGE = {"start_percent": 0.0, "end_percent": 1.0, "clip_start_percent": 0.0, "clip_end_percent": 1.0}
+"""Likewise, unless it says that the conditioning always holds."""
 
 
 @dataclass(frozen=True)
@@ -619,14 +674,22 @@ class ComfyHost:
     def stack_conditions(self, conditions: Sequence[list]) -> Condition:
         """One batch from CONDITIONINGs of one entry each.
 
-        :raises ValueError: a conditioning carries what training can't honour, or only some have a pooled text.
+        :raises ValueError: a conditioning carries what can't be honoured here, or texts for several pictures, or only some
+            have a pooled text.
         """
         entries = [entry for conditioning in conditions for entry in conditioning]
-        for _, options in entries:
-            if found := [name for name in UNTRAINABLE if name in options]:
+        for text, options in entries:
+            found = [name for name in UNHEEDED if name in options]
+            found += [name for name, whole in WHOLE_RANGE.items() if options.get(name, whole) != whole]
+            if found:
                 raise ValueError(
-                    f"The conditioning carries {', '.join(found)}, which training can't use. Connect CLIP Text Encode "
+                    f"The conditioning carries {', '.join(found)}, which this node can't honour. Connect CLIP Text Encode "
                     "directly."
+                )
+            if len(text) != 1:
+                raise ValueError(
+                    f"A conditioning holds the texts of {len(text)} pictures in one; expected one text. Connect a CLIP Text "
+                    "Encode for each."
                 )
         longest = math.lcm(*(c.shape[1] for c, _ in entries))  # ComfyUI pads a text by repeating it
         texts = torch.cat([c.repeat(1, longest // c.shape[1], 1) for c, _ in entries]).to(self.device).clone()
@@ -640,7 +703,7 @@ class ComfyHost:
             dict(o) if one is None else {**o, "pooled_output": one.to(self.device).clone()}
             for (_, o), one in zip(entries, pooled, strict=True)
         )
-        return Condition(texts, options, tuple(o.get(HEARD, Heard()) for _, o in entries))
+        return Condition(texts, options, tuple(heard_in(text, o) for text, o in entries))
 
     @contextmanager
     def patched(self, stack: Stack, observer: Observer | None = None) -> Iterator[None]:
@@ -698,11 +761,30 @@ def single_entries(conditionings: Sequence[list]) -> list[list]:
     return [[entry] for conditioning in conditionings for entry in conditioning]
 
 
+def one_entry(conditioning: list, which: str) -> list:
+    """The CONDITIONING, where it is one prompt.
+
+    :param which: what the prompt is called, such as ``negative``.
+    :raises ValueError: it holds several.
+    """
+    if len(conditioning) != 1:
+        raise ValueError(
+            f"The {which} prompt holds {len(conditioning)} conditionings; expected one. Join texts with Conditioning (Concat) "
+            "instead of (Combine), or connect CLIP Text Encode directly."
+        )
+    return conditioning
+
+
 def examples_of(
-    host: ComfyHost, latents: Sequence[dict], conditionings: Sequence[list], masks: Sequence[Tensor] | None = None
+    host: ComfyHost,
+    latents: Sequence[dict],
+    conditionings: Sequence[list],
+    masks: Sequence[Tensor] | None = None,
+    what: str = "pictures",
 ) -> list[Example]:
     """Pairs the pictures of LATENTs with CONDITIONINGs and, where given, MASKs: one each, or one for all.
 
+    :param what: what the pictures are called.
     :raises ValueError: the numbers don't match, or a latent does not fit the model.
     """
     pictures = [picture for latent in latents for picture in latent["samples"]]
@@ -713,9 +795,9 @@ def examples_of(
                 f"A latent has shape {tuple(picture.shape)}; this model expects {channels} channels. Encode the pictures with "
                 "the VAE that belongs to the model."
             )
-    captions = _one_each("captions", single_entries(conditionings), len(pictures))
+    captions = _one_each("captions", single_entries(conditionings), len(pictures), what)
     single_masks = [mask for batch in masks or () for mask in batch.reshape(-1, *batch.shape[-2:])]
-    regions = _one_each("masks", single_masks, len(pictures)) if single_masks else [None] * len(pictures)
+    regions = _one_each("masks", single_masks, len(pictures), what) if single_masks else [None] * len(pictures)
     scale = host.model.model.process_latent_in
     examples = []
     for picture, caption, region in zip(pictures, captions, regions, strict=True):
@@ -727,10 +809,10 @@ def examples_of(
     return examples
 
 
-def _one_each(what: str, values: list, pictures: int) -> list:
+def _one_each(kind: str, values: list, pictures: int, what: str) -> list:
     if len(values) not in (1, pictures):
         raise ValueError(
-            f"There are {pictures} pictures and {len(values)} {what}; expected one for each picture, or one for all."
+            f"There are {pictures} {what} and {len(values)} {kind}; expected one for each picture, or one for all."
         )
     return values * pictures if len(values) == 1 else values
 
@@ -782,13 +864,13 @@ def invert_latent(
     """The noise from which a deterministic sampler with evenly spaced steps (euler, simple) draws a LATENT.
 
     :param on_step: called after every step back, and after every step of drawing the picture again to compare.
-    :raises ValueError: see `invert`; or a prompt carries what only ComfyUI's samplers can honour.
+    :raises ValueError: see `invert`; or a prompt holds several, or what only ComfyUI's samplers can honour.
     """
     host = ComfyHost(model).load()
     clean = host.model.model.process_latent_in(latent["samples"].float()).to(host.device)
     conditions = [
-        host.stack_conditions(_one_each("prompts", single_entries([prompt]), len(clean)))
-        for prompt in (positive, negative)
+        host.stack_conditions([one_entry(prompt, which)] * len(clean))
+        for which, prompt in (("positive", positive), ("negative", negative))
     ]
     settings = {"steps": steps, "guidance": guidance, "negative": conditions[1], "on_step": on_step}
     noise = invert(host, clean, conditions[0], refinements=refinements, **settings)

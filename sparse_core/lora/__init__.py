@@ -121,8 +121,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     :raises LoraFileError: the file is missing, broken, no safetensors file, or a dictionary.
     """
+    if path.is_dir():
+        raise LoraFileError(f"{path} is a folder; expected a LoRA. Name the .safetensors file in it.")
     if not path.is_file():
-        raise LoraFileError(f"There is no file {path.name}. Refresh the list and pick another.")
+        raise LoraFileError(f"There is no file {path}. Check the path.")
     try:
         with safe_open(path, "pt") as file:
             header, names = file.metadata() or {}, list(file.keys())

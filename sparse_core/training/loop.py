@@ -15,6 +15,7 @@ from ..analysis.importance import measure, with_importance
 from ..dictionary import SparseDictionary
 from ..examples import Batch, Example, draw_batch
 from ..hosts.base import Host
+from ..memory import is_out_of_memory
 from .learners import DictionaryLearner, Learner, rates
 from .objective import loss_weight, squared_error
 from .preview import Preview
@@ -287,7 +288,9 @@ def train(
                 on_step(Progress(trainer.step, settings.steps, trainer.losses, trainer.held_out, estimate))
         except (TrainingStopped, *host.interruptions):
             pass
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             kept = f" At most {autosave_every} steps of work are lost: train with resume to go on." if autosave else ""
             raise MemoryError(
                 f"Training ran out of memory with pictures of {tuple(examples[0].latents.shape[-2:])} latent pixels, batch "

@@ -30,6 +30,14 @@ SOON = 30_000
 """Milliseconds for what follows at once, on a busy machine."""
 FLAGS = ("--no-sandbox", "--disable-background-networking")
 MIXER = "SparseAtoms_Mixer"
+CHAIN = """between => {
+    const found = (kind) => app.graph.nodes.find(node => node.comfyClass === kind);
+    const [load, mixer] = [found("SparseAtoms_Load"), found("SparseAtoms_Mixer")];
+    for (const node of [...app.graph.nodes]) if (node !== load && node !== mixer) app.graph.remove(node);
+    const added = (kind) => { app.graph.add(LiteGraph.createNode(kind)); return found(kind); };
+    const row = [load, ...between.map(added), mixer, added("SparseAtoms_Info")];
+    row.slice(1).forEach((node, i) => row[i].connect(0, node, 0));
+}"""
 STEPS = 4
 """Of a sampling whose picture tells enough."""
 
@@ -163,6 +171,21 @@ class Desk:
                 }}""",
                 kind,
             )
+        )
+
+    def chain(self, *between: str) -> None:
+        """Leaves the Load node, nodes of these kinds, the mixer and Atom Info, in a row: it runs in no time."""
+        self.page.evaluate(CHAIN, list(between))
+
+    def set(self, kind: str, name: str, value: Any) -> None:
+        """Gives a widget of a node a value, as a hand does."""
+        self.page.evaluate(
+            """([kind, name, value]) => {
+                const node = app.graph.nodes.find(node => node.comfyClass === kind);
+                node.widgets.find(widget => widget.name === name).value = value;
+                app.extensionManager.workflow.activeWorkflow.changeTracker.checkState();
+            }""",
+            [kind, name, value],
         )
 
     @property

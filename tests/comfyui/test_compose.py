@@ -168,6 +168,20 @@ def test_distilling_learns_from_weight_patches_and_leaves_the_model_alone(server
     assert torch.equal(after, plain)
 
 
+def test_a_cancelled_distillation_does_not_pass_for_a_whole_one(server: Server) -> None:
+    graph = Graph()
+    demo = prompts.demo(graph)
+    words = [graph.add("CLIPTextEncode", text=words, clip=demo[1]) for words in ("a big robot in the snow", "")]
+    latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+    learnt = graph.add(
+        "SparseAtoms_Distil", model=demo[0], patched=demo[0], prompts=words[0][0], negative=words[1][0], latent=latent[0],
+        name="part", steps=5000, learning_rate=0.004, batch=1, atoms=2, threshold=1.5, sparsity=1e-4, pictures=1, seed=0,
+    )  # fmt: skip
+    graph.add("SparseAtoms_Save", dictionary=learnt[0], filename_prefix="part")
+    assert server.client.run(graph, cancel_at=2).error == "interrupted"
+    assert not list(server.dictionaries.glob("part_*"))
+
+
 def test_both_hosts_invert_to_the_same_noise() -> None:
     hosts = ComfyHost(demo_model()).load(), DiffusersHost(load_pipeline())
     latents = torch.randn(1, 12, 16, 16, generator=torch.Generator().manual_seed(3))

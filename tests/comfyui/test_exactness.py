@@ -26,10 +26,11 @@ from factories import random_dictionary
 from torch import Tensor
 from world import assert_close, noise_of, random_model, sample, text, tiny_layers, tiny_model
 
+from nodes import ConditioningZeroOut
 from sparse_core.addresses import parse_selection
 from sparse_core.analysis.recording import Recorder, Recording
 from sparse_core.controls import Conditioning, Control, Curve, Keep, Listen, Mask, Schedule, Solo, SparseAdapter, Weight
-from sparse_core.hosts.comfyui import HEARD, KEY, Wrapper, apply_adapter, hook_adapter, list_layers
+from sparse_core.hosts.comfyui import HEARD, KEY, ComfyHost, Wrapper, apply_adapter, hook_adapter, list_layers
 from sparse_core.layers import Site
 from sparse_core.plan import Heard, MaskPlacementError
 
@@ -176,6 +177,56 @@ def test_conditionings_with_and_without_a_hook_keep_their_plans() -> None:
         wrapper.compiled(team, unet, torch.device("cpu"), torch.float32) for team in [[wrapper], [wrapper, other]] * 2
     ]
     assert found[0] is found[2] and found[1] is found[3] and found[0] is not found[1]
+
+
+def test_what_was_tried_on_top_of_a_model_goes_with_it() -> None:
+    """The MODEL below stays in ComfyUI's cache."""
+    base, tried = patched(), []
+    for seed in (1, 2, 3):
+        top = adapter(seed=seed)
+        recorder = Recorder(top.dictionary, ["L0.q[0]"])
+        sample(apply_adapter(base, top, recorder), steps=1)
+        tried += map(weakref.ref, (top, recorder))
+        del top, recorder
+    gc.collect()
+    assert not any(one() for one in tried)
+
+
+def test_what_one_hook_met_goes_while_the_hook_stays() -> None:
+    """It is the first in its teams, before what is applied and other hooks."""
+    stays, tried = hook_adapter(adapter()), []
+    for seed in (1, 2, 3):
+        top, other = adapter(seed=seed), adapter(seed=seed + 3)
+        both = comfy.hooks.HookGroup()
+        for hook in (*stays.hooks, *hook_adapter(other).hooks):
+            both.add(hook)
+        sample(apply_adapter(tiny_model(), top), steps=1, positive=hooked(text(1), both))
+        tried += map(weakref.ref, (top, other))
+        del top, other, both, hook
+    gc.collect()
+    assert not any(one() for one in tried)
+
+
+def test_comfyui_counts_the_atoms_of_hooks_and_can_unload_them() -> None:
+    applied, hook = patched(), hook_adapter(adapter(seed=1))
+    prompts = dict(positive=hooked(text(1), hook))
+    expected = sample(applied, **prompts)
+
+    def loaded() -> list[ModelPatcher]:
+        models = [one.model for one in comfy.model_management.current_loaded_models]
+        return [model for model in models if type(model.model).__name__ == "_Held"]
+
+    comfy.model_management.unload_all_models()
+    before = applied.get_additional_models_with_key(KEY)
+    assert torch.equal(sample(applied, **prompts), expected)
+    assert len(loaded()) == 2 and applied.get_additional_models_with_key(KEY) == before
+    both = max(loaded(), key=lambda model: model.model_size())
+    assert both.model_size() == pytest.approx(2 * before[0].model_size(), rel=0.05)
+
+    comfy.model_management.unload_all_models()
+    plain = tiny_model()
+    sample(plain, **prompts)
+    assert len(loaded()) == 1 and plain.get_additional_models_with_key(KEY) == []
 
 
 def test_plans_end_with_the_unet_that_they_are_for() -> None:
@@ -378,7 +429,7 @@ def test_a_negative_prompt_that_runs_once_more_is_still_negative() -> None:
     assert_close(sample(self_guided(patched(Conditioning("positive")))), expected)
 
 
-def test_recordings_keep_the_prompts_of_other_guiders_apart() -> None:
+def test_recordings_keep_prompts_apart_or_are_refused() -> None:
     places, words = "L0.q[0]", "L1.k[0]"
 
     def recorded(draw: Callable[[ModelPatcher], Tensor]) -> Recording:
@@ -387,10 +438,10 @@ def test_recordings_keep_the_prompts_of_other_guiders_apart() -> None:
         return recorder.recording()
 
     plain = recorded(lambda model: sample(model, steps=1))
-    dual = recorded(lambda model: dual_guided(model, text(1), text(3), text(2)))
     degraded = recorded(lambda model: sample(self_guided(model), steps=1))
-    assert_close(dual.positive.words[words], plain.positive.words[words])
-    assert_close(dual.negative.words[words], plain.negative.words[words])
+    with pytest.raises(RuntimeError, match="several prompts act"):
+        recorded(lambda model: dual_guided(model, text(1), text(3), text(2)))
+    assert_close(degraded.negative.words[words], plain.negative.words[words])
     assert_close(degraded.positive.places[places].float(), plain.positive.places[places].float(), 1e-3)
 
 
@@ -419,6 +470,15 @@ def test_a_mask_lands_in_its_place_of_a_crop(area: tuple[int, int, int, int]) ->
     assert grid == (height, width)
     changed = (after - before).abs().amax(dim=(0, 2)).reshape(grid).gt(0).any(dim=0)
     assert changed.tolist() == [left + column >= 8 for column in range(width)]
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_a_prompt_for_a_part_of_the_picture_is_not_recorded(cfg: float) -> None:
+    """Nor are those of two halves, whose maps would be of one size."""
+    for prompt in (text(1, area=LEFT), text(1, area=LEFT) + text(3, area=RIGHT)):
+        recorder = Recorder(adapter().dictionary, ["L0.q[0]"])
+        with pytest.raises(RuntimeError, match="one on a part of the picture"):
+            sample(apply_adapter(tiny_model(), adapter(), recorder), positive=prompt, cfg=cfg)
 
 
 def test_prompts_for_two_regions_and_the_whole() -> None:
@@ -450,6 +510,18 @@ def test_atoms_that_wait_for_the_word_of_a_half_act_on_its_prompt_alone() -> Non
     assert not torch.allclose(left[1], plain[1], atol=1e-2)
 
 
+def test_a_prompt_that_was_zeroed_out_names_nothing() -> None:
+    said = text(1, **{HEARD: Heard(frozenset({"robot"}), frozenset({"robot"}))})
+    (zeroed,) = ConditioningZeroOut().zero_out(said)
+    model = apply_adapter(tiny_model(), adapter(Listen(("robot",))))
+    found, plain, whole = (predictions(one, positive=said, negative=zeroed) for one in (model, tiny_model(), patched()))
+    assert_close(found[0], whole[0])
+    assert_close(found[1], plain[1])
+    assert not torch.allclose(whole[1], plain[1], atol=1e-2)
+    host = ComfyHost(model)
+    assert [heard.named for heard in host.stack_conditions([said, zeroed]).heard] == [{"robot"}, set()]
+
+
 def test_a_patch_that_tiles_the_picture_is_refused_with_a_mask_and_works_without() -> None:
     def by_halves(apply: Callable, call: dict) -> Tensor:
         return torch.cat(
@@ -461,6 +533,8 @@ def test_a_patch_that_tiles_the_picture_is_refused_with_a_mask_and_works_without
     assert not torch.allclose(sample(patched(model=tiled)), sample(tiled), atol=1e-2)
     with pytest.raises(MaskPlacementError, match="tiles the picture"):
         sample(patched(Mask(right_half()), model=tiled))
+    with pytest.raises(MaskPlacementError, match="tiles the picture"):
+        sample(apply_adapter(tiled, adapter(), Recorder(adapter().dictionary, ["L0.q[0]"])))
 
 
 def test_a_second_pass_at_another_size_sees_the_mask_anew() -> None:
@@ -594,6 +668,22 @@ def test_another_attention_override_is_called_with_the_updated_projections(first
     assert len(calls) == 2 * plain_calls > 0
     assert not torch.equal(calls[0], calls[plain_calls])
     assert not torch.allclose(both, alone, atol=1e-2)
+
+
+def test_another_attention_override_gets_all_queries_under_a_mask() -> None:
+    sizes = []
+
+    def override(function: Callable, q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        sizes.append(q.shape[1])
+        return function(q, *args, **kwargs)
+
+    overridden = tiny_model().clone()
+    overridden.model_options["transformer_options"]["optimized_attention_override"] = override
+    sample(overridden, steps=1)
+    whole = set(sizes)
+    masked = patched(Mask(right_half()), model=overridden)
+    assert_close(sample(masked, steps=1), sample(patched(Mask(right_half())), steps=1))
+    assert set(sizes) == whole
 
 
 def test_a_patch_that_bypasses_attention_is_refused_by_name() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import comfy.sample
@@ -71,6 +72,104 @@ def test_every_row_of_a_batch_has_the_size_of_its_own_conditioning() -> None:
 def test_conditionings_of_which_some_lack_the_pooled_text_are_refused() -> None:
     with pytest.raises(ValueError, match="1 of 2 conditionings carry no pooled_output"):
         ComfyHost(tiny_model()).stack_conditions([sized(1), text(2)])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"mask": torch.ones(1, 8, 8)}, "mask"),
+        ({"start_percent": 0.0, "end_percent": 0.5}, "end_percent"),
+        ({"clip_start_percent": 0.5, "clip_end_percent": 1.0}, "clip_start_percent"),
+    ],
+)
+def test_what_only_samplers_honour_is_refused_by_name(options: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=f"carries {named}, which this node can't honour"):
+        ComfyHost(tiny_model()).stack_conditions([text(1, **options)])
+
+
+def test_a_conditioning_that_says_it_always_holds_is_taken() -> None:
+    always = dict(start_percent=0.0, end_percent=1.0, clip_start_percent=0.0, clip_end_percent=1.0)
+    host = ComfyHost(tiny_model())
+    found, expected = (denoised(host, host.stack_conditions([text(1, **said)])) for said in (always, {}))
+    assert torch.equal(found, expected)
+
+
+def test_a_conditioning_with_the_texts_of_several_pictures_is_refused() -> None:
+    both = [[torch.cat([text(1)[0][0], text(2)[0][0]]), {"pooled_output": None}]]
+    with pytest.raises(ValueError, match="holds the texts of 2 pictures in one"):
+        ComfyHost(tiny_model()).stack_conditions([both])
+
+
+@pytest.mark.parametrize("which", ["positive", "negative"])
+def test_two_combined_prompts_are_not_shared_out_among_two_pictures(which: str) -> None:
+    prompts = {"positive": text(1), "negative": text(2), which: text(3) + text(4)}
+    latent = {"samples": noise_of(2, (16, 16))}
+    with pytest.raises(ValueError, match=f"The {which} prompt holds 2 conditionings; expected one"):
+        invert_latent(tiny_model(), latent, *prompts.values(), 2, 1.0, 0, lambda: None)
+
+
+def train(inputs: dict, combined: list) -> None:
+    shown = dict(latents=[inputs["latent"]], captions=[text(1)], name=["never"], preset=["character"])
+    ignored = {key: [1] for key in ("steps", "learning_rate", "batch", "atoms", "threshold", "sparsity", "seed")}
+    both = dict(attention=["both"], projections=["qkvo"])
+    node = pack().nodes.train.TrainSparseDictionary
+    node.execute(model=[inputs["model"]], **shown, **ignored, **both, prior=[text(5)], negative=[combined])
+
+
+def distil(inputs: dict, combined: list) -> None:
+    numbers = ("steps", "batch", "atoms", "threshold", "sparsity", "pictures", "seed")
+    models = dict(model=[inputs["model"]], patched=[inputs["model"]], latent=[inputs["latent"]], name=["never"])
+    node = pack().nodes.distil.DistilIntoDictionary
+    ones = {key: [1] for key in numbers}
+    node.execute(**models, **ones, learning_rate=[0.1], prompts=[text(1)], negative=[combined])
+
+
+def collide(inputs: dict, combined: list) -> None:
+    one = pack().sparse_core.controls.SparseAdapter(random_dictionary(tiny_layers()))
+    node = pack().nodes.collisions.CollisionReport
+    node.execute(**inputs, first=one, second=one, positive=text(1), negative=combined, pictures=1, seed=0)
+
+
+def record(inputs: dict, combined: list) -> None:
+    one = pack().sparse_core.controls.SparseAdapter(random_dictionary(tiny_layers()))
+    drawing = dict(seed=1, steps=1, cfg=3.0, sampler_name="euler", scheduler="simple", latent_image=inputs["latent"])
+    node = pack().nodes.analysis.RecordCoefficients
+    node.execute(one, "*", model=inputs["model"], positive=text(1), negative=combined, **drawing)
+
+
+@pytest.mark.parametrize("node", [train, distil, collide, record], ids=lambda node: node.__name__)
+def test_a_combined_negative_prompt_is_refused_where_one_is_read(node: Callable[[dict, list], None]) -> None:
+    inputs = dict(model=tiny_model(), latent={"samples": torch.zeros(1, 4, 16, 16)})
+    with pytest.raises(ValueError, match=r"The negative prompt holds 2 conditionings; expected one.*\(Concat\)"):
+        node(inputs, text(3) + text(4))
+
+
+# ----------------------------------------------------------------------------------------------- copies of one picture
+
+
+def test_copies_of_the_first_picture_have_its_masks_and_its_recording() -> None:
+    """As effects compare them, whatever a batch deals out to its pictures in turn."""
+    core, drawing = pack().sparse_core, pack().nodes.drawing
+    learnt, halves = random_dictionary(tiny_layers()), torch.zeros(2, 16, 16)
+    halves[0, :, 8:] = halves[1, :, :8] = 1
+    latent = {"samples": noise_of(2, (16, 16), seed=5), "noise_mask": 1 - halves[:, None]}
+    settings = dict(positive=text(1), negative=text(2), latent_image=latent, seed=1, steps=2, cfg=3.0)
+    settings |= dict(sampler_name="euler", scheduler="simple")
+    one = core.controls.SparseAdapter(learnt)
+    recorder = core.analysis.recording.Recorder(learnt, ["L0.q[0]", "L0.q[1]", "L1.v[0]"])
+    with torch.inference_mode():
+        drawing.Drawing(model=tiny_model(), **settings).latents(one, lambda: None, recorder)
+        replay = core.replaying.Replay(recorder.recording())
+        applied = core.hosts.comfyui.apply_adapter(
+            tiny_model(), one.with_controls(core.controls.Mask(1 - halves), replay)
+        )
+        drawn = drawing.Drawing(model=applied, **settings)
+        masked = one.with_controls(core.controls.Mask(halves), replay)
+        first, second = drawn.latents(masked, lambda: None)
+        copies = drawn.latents(masked, lambda: None, repeated=3)
+    assert not torch.allclose(first, second, atol=1e-2)
+    for copy in copies:
+        assert_close(copy, first, 1e-4)
 
 
 # ----------------------------------------------------------------------------------------------------- dynamic memory

@@ -148,6 +148,28 @@ def test_a_cancelled_training_is_saved_and_the_graph_goes_on(server: Server) -> 
         assert any(atoms.directions.any() for atoms in dictionary.sites.values())
 
 
+def test_a_cancelled_training_goes_on_with_the_same_workflow_and_is_kept_when_done(server: Server) -> None:
+    graph = Graph()
+    trained = prompts.training(graph, prompts.demo(graph), steps=25, name="gone on", seed=16, resume=True)
+    saved = graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix="gone_on")
+    assert not server.client.run(graph, cancel_at=2).error
+    again = run(server, graph)
+    assert trained in again.executed
+    first, second = (server.dictionaries / f"gone_on_0000{number}_.safetensors" for number in (1, 2))
+    done = [load_dictionary(path).metadata["training"]["steps_done"] for path in (first, second)]
+    assert done[0] < done[1] == 25
+    assert next(value for node, value, _ in again.progress if node == trained) == done[0] + 1
+    assert not {trained, saved} & set(run(server, graph).executed)
+
+
+def test_a_cancelled_training_that_is_enough_is_not_done_again(server: Server) -> None:
+    graph = Graph()
+    trained = prompts.training(graph, prompts.demo(graph), steps=5000, name="enough", seed=17)
+    graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix="enough")
+    assert not server.client.run(graph, cancel_at=2).error
+    assert trained not in run(server, graph).executed
+
+
 def test_a_preview_changes_nothing_that_is_learnt(server: Server) -> None:
     graph = Graph()
     demo = prompts.demo(graph)
@@ -187,7 +209,10 @@ def test_a_preset_brings_its_own_values_and_custom_takes_those_of_the_node(serve
 
 
 def test_held_out_pictures_need_captions_and_patience_needs_them(server: Server) -> None:
-    for inputs, message in (({"held_out": True}, "2 pictures and 0 captions"), ({"patience": 1}, "are held out")):
+    for inputs, message in (
+        ({"held_out": True}, "2 held-out pictures and 0 captions"),
+        ({"patience": 1}, "are held out"),
+    ):
         graph = Graph()
         demo = prompts.demo(graph)
         if "held_out" in inputs:

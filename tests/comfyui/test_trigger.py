@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 
 import comfy.sd
 import prompts
 import pytest
 import torch
 from client import Graph, Node
+from comfy.sdxl_clip import SDXLTokenizer
+from comfy_extras.nodes_clip_sdxl import CLIPTextEncodeSDXL
 from conftest import Server
 from world import assert_close, pack
 
@@ -58,6 +61,27 @@ def test_listening_changes_no_text_and_not_the_clip_it_starts_from() -> None:
 def test_copies_go_on_listening_and_a_second_trigger_adds_its_words() -> None:
     both = listen(listen(clip(), ("robot",)).clone(), ("owl",))
     assert heard(both.clone(), "an owl at night") == (frozenset({"robot", "owl"}), {"owl"})
+
+
+class TwoEncoders(comfy.sd.CLIP):
+    """SDXL's CLIP as far as it reads words: two tokenizers."""
+
+    def __init__(self) -> None:
+        super().__init__(no_init=True)
+        self.tokenizer, self.tokenizer_options = SDXLTokenizer(), {}
+        self.patcher, self.use_clip_schedule = SimpleNamespace(forced_hooks=None), False
+        self.encode_from_tokens = lambda *args, **kwargs: {"cond": torch.zeros(1, 77, 2048)}
+
+    def clone(self) -> TwoEncoders:
+        return self
+
+
+@pytest.mark.parametrize(("g", "l"), [("a big robot", "in the snow"), ("in the snow", "a robot"), ("a robot",) * 2])
+def test_a_word_is_heard_whichever_encoder_reads_it(g: str, l: str) -> None:  # noqa: E741 - as the node calls it
+    sizes = dict(width=64, height=64, crop_w=0, crop_h=0, target_width=64, target_height=64)
+    listener = listen(TwoEncoders(), ("robot", "owl"))
+    (((_, options),),) = CLIPTextEncodeSDXL.execute(clip=listener, text_g=g, text_l=l, **sizes).result
+    assert options[HEARD].named == {"robot"}
 
 
 def test_what_is_no_word_to_the_clip_is_refused() -> None:

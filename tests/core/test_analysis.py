@@ -31,6 +31,7 @@ from sparse_core.coding import encode
 from sparse_core.controls import Curve, Mask, Schedule, Solo, SparseAdapter, Weight
 from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.layers import Site
+from sparse_core.modules import LowRank
 from sparse_core.plan import Crop, Moment, Rows
 
 SIZE = (8, 8)
@@ -119,6 +120,30 @@ def test_tokens_in_an_unknown_layout_are_refused_by_name() -> None:
         recorder(Site(0, "q"), range(4), z, z, z, Moment(None, 0.5, (1, 5)))
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        Rows((0, 0), (True, True), (Crop(SIZE, 0, 0, *SIZE),) * 2),
+        Rows((0, 0), (True, False), (Crop((8, 16), 0, 8, *SIZE),) * 2),
+    ],
+    ids=["two prompts", "a half"],
+)
+@pytest.mark.parametrize(("site", "tokens"), [(Site(0, "q"), 64), (Site(1, "v"), 5)])
+def test_coefficients_of_several_prompts_or_of_a_part_are_refused(rows: Rows, site: Site, tokens: int) -> None:
+    recorder = Recorder(random_dictionary(), ["L0.q[0]", "L1.v[0]"])
+    z = torch.ones(2, tokens, 4)
+    with pytest.raises(RuntimeError, match=f"{site} can't be recorded: several prompts act, or one on a part"):
+        recorder(site, range(4), z, z, z, Moment(rows, 0.5, SIZE))
+
+
+def test_a_picture_that_changes_its_size_inside_the_model_is_refused() -> None:
+    recorder = Recorder(random_dictionary(), ["L0.q[0]"])
+    with pytest.raises(RuntimeError, match=r"arrives in several sizes.*Kohya Deep Shrink"):
+        for grid in ((4, 4), SIZE):
+            z = torch.ones(1, grid[0] * grid[1], 4)
+            recorder(Site(0, "q"), range(4), z, z, z, Moment(whole(1), 0.5, grid))
+
+
 def test_too_many_atoms_are_refused_with_advice() -> None:
     with pytest.raises(ValueError, match=rf"\* picks 128 atoms; at most {MOST_ATOMS}.*top:24"):
         chosen_atoms(random_dictionary(atoms=8), ALL)
@@ -154,6 +179,12 @@ def test_a_part_of_sampling_shows_what_fires_then() -> None:
         heatmaps.heat_maps(recorded(), SIZE, picture=1)
     with pytest.raises(ValueError, match="no atom that reads the picture on the negative prompt"):
         heatmaps.heat_maps(recorded(), SIZE, prompt="negative")
+
+
+def test_atoms_none_of_which_fires_are_refused_with_advice() -> None:
+    silent = replace(recorded(), positive=Side({"L0.q[2]": torch.zeros(2, 1, 4, 4).half()}, {}))
+    with pytest.raises(ValueError, match=r"None of the 1 recorded atoms fires on picture 0 between 0\.5 and 1.*top:24"):
+        heatmaps.heat_maps(silent, SIZE, start=0.5)
 
 
 # -------------------------------------------------------------------------------------------------------------- words
@@ -227,6 +258,36 @@ def test_a_group_of_all_atoms_is_the_whole_alone_and_the_plain_model_without() -
     (effect,) = gallery.effects
     torch.testing.assert_close(effect.solo, gallery.whole)
     torch.testing.assert_close(effect.without, gallery.plain)
+
+
+@pytest.mark.parametrize("atoms", ["L0.q[1]", "attn1", "attn1 | attn2"])
+def test_atoms_alone_are_without_what_a_lora_does_outside_the_attentions(atoms: str) -> None:
+    host, group = tiny_host(), parse_selection(atoms)
+    learnt = random_dictionary(host.layers)
+    with_rest = replace(learnt, rest={"conv_in": LowRank(torch.randn(2, 4, 3, 3), torch.randn(2, 8))})
+
+    def draw(adapter: SparseAdapter, count: int) -> Tensor:
+        return denoised(host, adapter, rows=count).movedim(1, -1)
+
+    (effect,) = effects.draw_gallery(SparseAdapter(with_rest), {atoms: group}, [draw], batch=2).effects
+    torch.testing.assert_close(effect.solo, draw(SparseAdapter(learnt).with_controls(Solo(group)), 1)[0])
+    others = SparseAdapter(with_rest).with_controls(Weight(group, 0.0))
+    torch.testing.assert_close(effect.without, draw(others, 1)[0])
+
+
+def test_a_group_of_everything_keeps_what_a_lora_does_outside_the_attentions() -> None:
+    host = tiny_host()
+    rest = {"conv_in": LowRank(torch.randn(2, 4, 3, 3), torch.randn(2, 8))}
+    for learnt in (random_dictionary(host.layers), random_dictionary(host.layers, sites=[])):
+        adapter = SparseAdapter(replace(learnt, rest=rest))
+
+        def draw(adapter: SparseAdapter, count: int) -> Tensor:
+            return denoised(host, adapter, rows=count).movedim(1, -1)
+
+        gallery = effects.draw_gallery(adapter, {"*": ALL}, [draw], batch=2)
+        torch.testing.assert_close(gallery.effects[0].solo, gallery.whole)
+        torch.testing.assert_close(gallery.effects[0].without, gallery.plain)
+        assert not torch.allclose(gallery.whole, gallery.plain)
 
 
 RED, BLUE, GREY = (torch.tensor(labels.COLOURS[name]) for name in ("red", "blue", "grey"))
@@ -442,7 +503,9 @@ def test_shares_add_up_and_the_chart_shows_contrast_where_it_was_measured() -> N
     assert "not measured" not in importance_chart.importance_text(measured, 3)
 
 
-def test_importance_that_was_never_measured_is_said_to_be_so() -> None:
+def test_importance_that_was_not_measured_on_pictures_is_said_to_be_so() -> None:
     silent = random_dictionary().map(lambda atoms: replace(atoms, importance=torch.zeros(4)))
     assert "never measured" in importance_chart.importance_text(silent, 3)
+    lora = random_dictionary().map(lambda atoms: replace(atoms, normalise=False))
+    assert "singular values" in importance_chart.importance_text(lora, 3)
     assert importance_chart.importance_chart(silent).ndim == 3

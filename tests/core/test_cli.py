@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -21,11 +22,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sparse_core import cli, generate
+from sparse_core import cli, generate, pipelines
 from sparse_core.compose import cli as compose_cli
 from sparse_core.demo.text import load_tokenizer, write_tokenizer
 from sparse_core.files import load_dictionary, save_dictionary
-from sparse_core.training import TrainingSettings, distil, train
+from sparse_core.training import TrainingSettings, TrainingStopped, distil, train
 
 SIDE = 64
 
@@ -131,6 +132,69 @@ def test_runs_as_a_module():
     assert "train" in done.stdout
 
 
+@pytest.mark.parametrize("package", ["torch", "lark", "tqdm", "safetensors"])
+def test_a_missing_package_is_told_with_what_installs_it(package):
+    program = (
+        f"import runpy, sys; sys.modules[{package!r}] = None; runpy.run_module('sparse_core', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "info", "x"], capture_output=True, text=True)
+    assert done.returncode == 1
+    said = f"The package {package} is missing. In the folder of Sparse Atoms, run: pip install -e '.[demo]'"
+    assert done.stderr == f"sparse-atoms: {said}\n"
+
+
+def test_memory_that_does_not_suffice_is_told_on_a_processor_too(saved, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "facts_of", lambda *_: torch.empty(1 << 50))
+    assert_fails(capsys, "Out of memory. Use a smaller --size or --batch", "info", saved)
+
+    def broken(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(cli, "facts_of", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):  # a fault of the program: its trace says where
+        run("info", saved)
+
+
+WRITERS = {
+    "train": ("train", "photos"),
+    "distil": ("distil", "lora.safetensors", "--prompt", "a zib"),
+    "extract": ("extract", "saved.safetensors", "--atoms", "top:4"),
+    "generate": ("generate", "--prompt", "a zib"),
+    "demo make": ("demo", "make"),
+}
+
+
+class TestOut:
+    @pytest.mark.parametrize("command", WRITERS)
+    def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
+        self, command, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.setattr(pipelines, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+        (tmp_path / "afile").touch()
+        out = tmp_path / "afile" / ("x.png" if command == "generate" else "x")
+        assert_fails(capsys, "can't be written into", *WRITERS[command], "--out", out)
+
+    @pytest.mark.parametrize("out", ["", ".", ".."])
+    @pytest.mark.parametrize("command", ["train", "distil", "extract"])
+    def test_no_name_is_told(self, command, out, capsys):
+        assert_fails(capsys, "names no file to write", *WRITERS[command], "--out", out)
+
+    def test_what_is_read_is_not_replaced(self, saved, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        Image.new("L", (8, 8)).save("mask.png")
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        for command in (
+            ["extract", saved.name, "--atoms", "top:4", "--out", "saved"],
+            ["distil", saved.name, "--prompt", "a zib", "--out", "saved"],
+            ["train", "photos", "--model", saved.name, "--out", saved],
+            ["generate", "--prompt", "a zib", "--dictionary", saved.name, "--mask", "mask.png", "--out", "mask.png"],
+        ):
+            assert_fails(capsys, "is what is read here, and would be replaced", *command)
+        report = ("report", saved.name, "--prompt", "a zib", "--out", "saved.safetensors")
+        assert_fails(capsys, "saved.safetensors does not end in .html", *report)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -141,6 +205,11 @@ def test_runs_as_a_module():
         ["train", "images", "--out", "x", "--attentions", ""],
         ["train", "images", "--out", "x", "--steps", "many"],
         ["train", "images", "--out", "x", "--preset", "picasso"],
+        ["train", "images", "--out", "x", "--resume", "--anew"],
+        ["train", "images", "--out", "x", "--seed", "9" * 23],
+        ["distil", "lora", "--prompt", "x", "--out", "x", "--seed", "9" * 23],
+        ["report", "x", "--out", "x.html", "--seed", "-1"],
+        ["generate", "--prompt", "a cat", "--out", "x.png", "--seed", "9" * 23],
         ["generate", "--prompt", "a cat", "--out", "x.png", "--size", "64"],
     ],
 )
@@ -266,11 +335,52 @@ class TestTrain:
         assert run(*base, "--resume") == 0
         assert out.read_bytes() == trained.read_bytes() and not state.exists()
 
-    def test_without_resume_a_training_starts_anew(self, trained, model, images, tmp_path):
+    def test_what_an_unfinished_training_has_kept_is_dropped_only_when_asked(
+        self, trained, model, images, tmp_path, monkeypatch, capsys
+    ):
+        out, state = tmp_path / "anew.safetensors", tmp_path / "anew.training"
+        base = ("train", images, "--out", out, "--model", model, *QUICK, "--title", "trained")
+
+        def train_with_an_interrupt(host, examples, settings, on_step, metadata, **others):
+            def step(progress):
+                raise TrainingStopped
+
+            return train(host, examples, settings, step, metadata, **others)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cli, "train", train_with_an_interrupt)
+            assert run(*base) == 0
+        kept = state.read_bytes()
+        assert_fails(capsys, f"{state} holds 1 steps; give --resume to go on, or --anew to start over.", *base)
+        assert_fails(capsys, "patience is 1", *base, "--anew", "--patience", 1)
+        wrong = ("--preview-prompt", "a zib", "--preview-every", 0)
+        assert_fails(capsys, "every 0 steps", *base, "--anew", *wrong)
+        assert state.read_bytes() == kept
+        assert run(*base, "--anew") == 0
+        assert out.read_bytes() == trained.read_bytes() and not state.exists()
+
+    def test_a_kept_training_that_is_damaged_can_be_dropped_too(self, trained, model, images, tmp_path, capsys):
         out, state = tmp_path / "anew.safetensors", tmp_path / "anew.training"
         state.write_bytes(b"left over")
-        assert run("train", images, "--out", out, "--model", model, *QUICK, "--title", "trained") == 0
+        base = ("train", images, "--out", out, "--model", model, *QUICK, "--title", "trained")
+        assert_fails(capsys, "anew.training is damaged", *base)
+        assert run(*base, "--anew") == 0
         assert out.read_bytes() == trained.read_bytes() and not state.exists()
+
+    def test_says_which_pictures_it_takes(self, model, images, tmp_path, capsys):
+        (images / "2.tif").touch()
+        (images / "a.txt").rename(images / "a.TXT")
+        held_out = tmp_path / "held out"
+        held_out.mkdir()
+        Image.new("RGB", (90, 90)).save(held_out / "c.png")
+        base = ("train", images, "--out", tmp_path / "x", "--model", model, *QUICK, "--held-out", held_out)
+        assert run(*base, "--keep-captions") == 0
+        told = capsys.readouterr().out.splitlines()
+        assert told[:2] == [
+            f"{images}: 2 pictures, 1 with captions; skipped: 2.tif",
+            f"{held_out}: 1 picture, 0 with captions",
+        ]
+        assert load_dictionary(tmp_path / "x.safetensors").metadata["captions"] == ["a big zib on the left", "zib"]
 
     def test_an_interrupt_saves_what_was_learnt(self, model, images, tmp_path, monkeypatch, capsys):
         def train_with_an_interrupt(host, examples, settings, on_step, metadata, **others):
@@ -414,9 +524,49 @@ class TestGenerate:
         assert sorted(map(str, (tmp_path / "folder").iterdir())) == written
         assert capsys.readouterr().out.splitlines() == written
 
+    def test_numbers_go_on_after_those_that_are_there(self, tmp_path):
+        folder = tmp_path / "folder"
+        assert generate.numbered(folder, 2) == [folder / "0001.png", folder / "0002.png"]
+        folder.mkdir()
+        for name in ("0002.png", "0011.PNG", "x-7.png", "0100.jpg", "robot.png"):
+            (folder / name).touch()
+        assert generate.numbered(folder, 2) == [folder / "0012.png", folder / "0013.png"]
+        assert generate.numbered(folder / "x.png", 2) == [folder / "x-8.png", folder / "x-9.png"]
+        assert generate.numbered(folder / "robot.png", 1) == [folder / "robot.png"]
+        assert generate.numbered(folder / "v1.5", 1) == [folder / "v1.5" / "0001.png"]
+
+    def test_a_second_run_into_a_folder_keeps_the_first(self, model, tmp_path):
+        base = ("generate", "--prompt", "a zib", "--model", model, "--steps", 1, "--out", tmp_path / "folder")
+        assert run(*base) == 0
+        first = (tmp_path / "folder" / "0001.png").read_bytes()
+        assert run(*base, "--seed", 1) == 0
+        assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["0001.png", "0002.png"]
+        assert (tmp_path / "folder" / "0001.png").read_bytes() == first
+
+    @pytest.mark.parametrize(
+        "option",
+        [
+            ("--density", 0.5),
+            ("--strength", 0),
+            ("--mask", "nowhere.png"),
+            ("--atoms-lines", "* = 0"),
+            ("--on", "positive"),
+        ],
+        ids=lambda option: option[0],
+    )
+    def test_controls_without_a_dictionary_are_refused(self, option, tmp_path, capsys):
+        base = ("generate", "--prompt", "a zib", "--out", tmp_path / "x.png", "--model", tmp_path / "nowhere")
+        assert_fails(capsys, f"{option[0]} needs --dictionary", *base, *option)
+
+    @pytest.mark.parametrize("name", ["robot.jpg", "robot.WEBP", "robot.tiff"])
+    def test_pictures_of_other_kinds_are_refused(self, name, tmp_path, capsys):
+        base = ("generate", "--prompt", "a zib", "--out", tmp_path / name, "--model", tmp_path / "nowhere")
+        assert_fails(capsys, "expected a folder or a .png file", *base)
+        assert not (tmp_path / name).exists()
+
     def test_errors_are_told(self, model, saved, trained, tmp_path, capsys):
         base = ("generate", "--prompt", "a zib", "--out", tmp_path / "x.png", "--model", model, "--steps", 1)
-        assert_fails(capsys, "There is no file nowhere", *base, "--dictionary", tmp_path / "nowhere")
+        assert_fails(capsys, f"There is no file {tmp_path / 'nowhere'}", *base, "--dictionary", tmp_path / "nowhere")
         assert_fails(capsys, "made for another model", *base, "--dictionary", saved)
         assert_fails(capsys, "L99 does not exist", *base, "--dictionary", trained, "--atoms-lines", "L99 = 1")
         assert_fails(capsys, "\n    L3 =\n", *base, "--dictionary", trained, "--atoms-lines", "L3 =")
@@ -439,18 +589,38 @@ class TestModels:
 
     @pytest.mark.parametrize(
         ("extra", "family"),
-        [("cond_stage_model.x", "stable-diffusion-v1-5"), ("conditioner.embedders.1.x", "stable-diffusion-xl")],
+        [("cond_stage_model.x", "SD1.x or SD2.x"), ("conditioner.embedders.1.x", "SDXL")],
     )
     def test_a_bare_checkpoint_asks_for_its_configuration(self, tmp_path, capsys, monkeypatch, extra, family):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         names = ("model.diffusion_model.input_blocks.0.0.weight", extra)
         save_file({name: torch.zeros(1) for name in names}, tmp_path / "bare.safetensors")
         self.fails(capsys, "--config FOLDER", tmp_path / "bare.safetensors")
-        self.fails(capsys, family, tmp_path / "bare.safetensors")
+        self.fails(capsys, f"a diffusers folder of {family} on this machine", tmp_path / "bare.safetensors")
 
     def test_a_configuration_that_does_not_fit_is_named(self, tmp_path, capsys, model):
         save_file({"model.diffusion_model.x": torch.zeros(1)}, tmp_path / "odd.safetensors")
         self.fails(capsys, "does not fit the configuration", tmp_path / "odd.safetensors", "--config", model)
+
+    def test_nothing_is_asked_of_the_network(self, tmp_path, capsys, monkeypatch):
+        """Not even with a configuration that is not there, whose path diffusers would take for a repository's name."""
+        asked = []
+
+        def refuse(*arguments, **_):
+            asked.append(arguments)
+            raise OSError("no network in this test")
+
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        bare = tmp_path / "bare.safetensors"
+        save_file({"model.diffusion_model.x": torch.zeros(1)}, bare)
+        self.fails(capsys, "There is no folder nobody/nothing", bare, "--config", "nobody/nothing")
+        self.fails(capsys, f"There is no folder {bare}", bare, "--config", bare)
+        (tmp_path / "empty").mkdir()
+        self.fails(capsys, "does not fit the configuration", bare, "--config", tmp_path / "empty")
+        self.fails(capsys, "--config FOLDER", bare)
+        self.fails(capsys, "There is no model at nobody/nothing", Path("nobody/nothing"))
+        assert not asked
 
 
 class TestInfo:
@@ -472,6 +642,34 @@ class TestInfo:
         assert importances == sorted(importances, reverse=True)
         assert max(importances) == max(float(atoms.importance.max()) for atoms in dictionary.sites.values())
 
+    def test_pictures_and_what_single_atoms_carry_are_counted(self, tmp_path, capsys):
+        picture = "data:image/jpeg;base64," + "A" * 8000
+        metadata = {
+            "modelspec.thumbnail": picture,
+            "thumbnails": {"L0.q[0]": picture, "L0.q[1]": picture},
+            "effects": {"L0.q[0]": 0.5},
+            "labels": {"L0.q[0]": "red"},
+            "notes": {"L0.q[0]": "the roof"},
+        }
+        file = save_dictionary(replace(random_dictionary(), metadata=metadata), tmp_path / "a.safetensors")
+        assert run("info", file) == 0
+        said = capsys.readouterr().out
+        assert "AAAA" not in said and "  modelspec.thumbnail: picture, 6 kB\n" in said
+        assert (
+            "  effects: of 1 atoms\n" in said
+            and "  labels: of 1 atoms\n" in said
+            and "  thumbnails: of 2 atoms" in said
+        )
+        assert "  notes.L0.q[0]: the roof\n" in said
+        assert run("info", file, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["metadata"] == metadata
+
+    def test_a_reader_that_has_seen_enough_is_no_error(self, saved):
+        command = [sys.executable, "-m", "sparse_core", "info", str(saved)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 0
+
     def test_what_the_code_page_of_windows_lacks_is_replaced(self, tmp_path, monkeypatch):
         title = "\N{HIRAGANA LETTER A}"
         file = save_dictionary(
@@ -486,7 +684,8 @@ class TestInfo:
             assert json.loads(said)["metadata"]["modelspec.title"] == title if how else "modelspec.title: ?" in said
 
     def test_other_files_are_named(self, tmp_path, capsys):
-        assert_fails(capsys, "There is no file nowhere", "info", tmp_path / "nowhere")
+        assert_fails(capsys, f"There is no file {tmp_path / 'nowhere'}", "info", tmp_path / "nowhere")
+        assert_fails(capsys, f"{tmp_path} is a folder; expected a dictionary", "info", tmp_path)
         save_file({"lora_unet_down.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
         assert_fails(capsys, "is a LoRA", "info", tmp_path / "lora.safetensors")
         (tmp_path / "empty.safetensors").touch()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_core.addresses import parse_selection
 from sparse_core.analysis.collisions import Collisions, collisions
-from sparse_core.controls import SparseAdapter, Weight
+from sparse_core.controls import Conditioning, Curve, Listen, Mask, Schedule, SparseAdapter, Weight
 from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.layers import Site
 
@@ -91,6 +91,14 @@ def test_what_is_muted_meets_nothing(host: DiffusersHost) -> None:
     muted = adapter(host, 1, "one").with_controls(Weight(parse_selection("attn1"), 0.0))
     result = found(host, muted, adapter(host, 2, "other"))
     assert result.sites and all(host.layers[site.layer].attention == "attn2" for site in result.sites)
+
+
+def test_what_keeps_atoms_apart_does_not_count(host: DiffusersHost) -> None:
+    one, other = adapter(host, 1, "one"), adapter(host, 2, "other")
+    controls = Mask(torch.zeros(8, 8)), Schedule(Curve(0.9, 1)), Conditioning("positive"), Listen(("robot",))
+    muted = Weight(parse_selection("attn1"), 0.0)
+    apart = found(host, one.with_controls(controls[0], muted, *controls[1:]), other)
+    assert apart == found(host, one.with_controls(muted), other)
 
 
 def test_the_report_names_both_and_the_chart_is_a_picture(host: DiffusersHost) -> None:

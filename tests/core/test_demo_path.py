@@ -58,7 +58,7 @@ class TestMake:
         assert len(sources) == pictures
         assert set(sources) == {"data:image/png;base64,"}
         assert not re.search(r'(href|src)="http|@import|url\(', page)
-        assert "OpenMoji" in page
+        assert "OpenMoji" in page and "Learning was stopped" not in page
 
     def test_takes_pictures_of_your_own(self, quick, tmp_path, capsys):
         folder = tmp_path / "mine"
@@ -77,3 +77,5 @@ class TestMake:
         monkeypatch.setattr(showcase, "TIME_LIMIT", 0)
         assert cli.main(["demo", "make", "--out", str(tmp_path)]) == 0
         assert load_dictionary(tmp_path / "dictionary.safetensors").metadata["training"]["steps_done"] == 1
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert re.search(r"Learning was stopped after \d+ s at step 1 of 4\b", page)

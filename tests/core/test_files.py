@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -22,7 +23,16 @@ from torch import Generator, Tensor
 
 from sparse_core import files
 from sparse_core.dictionary import SparseDictionary
-from sparse_core.files import DictionaryFileError, load_dictionary, read_header, save_dictionary, write_atomically
+from sparse_core.files import (
+    SUFFIX,
+    DictionaryFileError,
+    check_output,
+    load_dictionary,
+    read_header,
+    save_dictionary,
+    with_suffix,
+    write_atomically,
+)
 from sparse_core.layers import PROJECTIONS, Layer, Site
 
 METADATA = {
@@ -257,16 +267,56 @@ def test_a_written_file_can_be_read_by_others(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+# -------------------------------------------------------------------------------------------------------- before the work
+
+
+def test_a_folder_to_write_into_is_made_and_left_empty(tmp_path: Path) -> None:
+    check_output(tmp_path / "new" / "folder" / "a.safetensors", SUFFIX, None, tmp_path / "nowhere")
+    assert os.listdir(tmp_path / "new" / "folder") == []
+
+
+def test_what_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "afile").touch()
+    with pytest.raises(ValueError, match=f"a.safetensors can't be written into {tmp_path / 'afile'}"):
+        check_output(tmp_path / "afile" / "a.safetensors", SUFFIX)
+    with pytest.raises(ValueError, match=r"is a folder; expected the \.safetensors file to write"):
+        check_output(tmp_path, SUFFIX)
+    with pytest.raises(ValueError, match=r"a\.txt does not end in \.html; expected the \.html file to write"):
+        check_output(tmp_path / "a.txt", ".html")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.tempfile, "NamedTemporaryFile", full)
+    with pytest.raises(ValueError, match=f"into {tmp_path}: No space left on device. Choose another folder or name."):
+        check_output(tmp_path / "a.safetensors", SUFFIX)
+
+
+def test_what_is_read_is_not_replaced_under_any_name(saved: Path) -> None:
+    alias = saved.with_name("alias.safetensors")
+    alias.symlink_to(saved)
+    for path in (saved, alias, saved.parent / ".." / saved.parent.name / saved.name):
+        with pytest.raises(ValueError, match="is what is read here, and would be replaced"):
+            check_output(path, SUFFIX, None, saved)
+    check_output(saved, SUFFIX)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/"])
+def test_no_name_is_no_file_to_write(name: str) -> None:
+    with pytest.raises(ValueError, match="names no file to write"):
+        with_suffix(Path(name))
+
+
 # ------------------------------------------------------------------------------------------------------- not dictionaries
 
 
 def test_a_missing_file(path: Path) -> None:
-    assert re.search("There is no file.*Refresh the list", complaint(path))
+    assert complaint(path) == f"There is no file {path}. Check the path."
 
 
 def test_a_folder(path: Path) -> None:
     path.mkdir()
-    assert "There is no file" in complaint(path)
+    assert complaint(path).startswith(f"{path} is a folder; expected a dictionary.")
 
 
 def test_an_empty_file(path: Path) -> None:

@@ -600,8 +600,12 @@ def test_files_that_are_no_lora(host: DiffusersHost, tmp_path: Path, dictionary:
     broken.write_bytes(b"PK\x03\x04 a pickle")
     with pytest.raises(LoraFileError, match="never read"):
         host.import_lora(broken)
-    with pytest.raises(LoraFileError, match="no file"):
-        host.import_lora(tmp_path / "missing.safetensors")
+    missing = tmp_path / "missing.safetensors"
+    with pytest.raises(LoraFileError, match=f"^There is no file {missing}. Check the path.$"):
+        host.import_lora(missing)
+    missing.mkdir()
+    with pytest.raises(LoraFileError, match=f"^{missing} is a folder; expected a LoRA."):
+        host.import_lora(missing)
 
 
 def test_report_says_what_the_controls_reach(host: DiffusersHost, folder: Path) -> None:

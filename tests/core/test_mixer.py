@@ -70,6 +70,7 @@ def test_lines_of_another_dictionary_are_refused_by_name(dictionary: SparseDicti
     assert "Line 2: L0.q[1] = 0.5\n" in message
     assert "Line 3: mute L0.q[9]  (L0.q[9] picks no atom" in message
     assert "solo" not in message
+    assert f"set on another dictionary ({old})" in message  # the panel reads it
     assert "Press Adopt" in message and f'"# dictionary {old}"' in message and content_hash(dictionary) in message
 
 
@@ -111,6 +112,17 @@ def test_the_panel_gets_every_atom_the_most_important_first(dictionary: SparseDi
     shares = [share for _, share, *_ in data["atoms"]]
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1, abs=1e-4)
     assert next(label for address, _, label, *_ in data["atoms"] if address == "L0.q[1]") == HOSTILE
+
+
+def test_the_panel_is_told_which_atoms_no_weight_brings_back(dictionary: SparseDictionary) -> None:
+    def kept(adapter: SparseAdapter) -> list[bool]:
+        return [kept for *_, kept in panel_data(adapter)["atoms"]]
+
+    dropped = SparseAdapter(dictionary).with_controls(Keep(0.25))
+    few = len(dictionary) // 4
+    assert kept(dropped) == [True] * few + [False] * (len(dictionary) - few)
+    assert kept(mix(dropped, "L0.q[0] = 1\nL0.q[1] = 1\n")) == kept(dropped)
+    assert all(kept(mix(SparseAdapter(dictionary), "mute *")))
 
 
 def test_the_panel_gets_pictures_and_nothing_else_as_thumbnails(dictionary: SparseDictionary) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparse_core.pictures import read_folder, read_mask, read_picture
+from sparse_core.pictures import contents, read_folder, read_mask, read_picture
 
 SIDE = 64
 
@@ -110,6 +110,21 @@ class TestPictures:
         with pytest.raises(ValueError, match=r"robot.png can't be read as a picture: "):
             read_picture(folder / "robot.png")
 
+    @pytest.mark.parametrize(("place", "value"), [(17, 8), (17, 85), (17, 27)])
+    def test_a_damaged_exif_block_is_told_like_any_damage(self, folder, place, value):
+        exif = Image.Exif()
+        exif[0x010E], exif[0x0112] = (
+            "hi",
+            6,
+        )  # a description, and the orientation that makes Pillow write all of it anew
+        block = bytearray(exif.tobytes())
+        Image.new("RGB", (SIDE, SIDE)).save(folder / "photo.jpg", exif=bytes(block))
+        assert read_picture(folder / "photo.jpg").size == (SIDE, SIDE)
+        block[place] = value  # the type of the description
+        Image.new("RGB", (SIDE, SIDE)).save(folder / "photo.jpg", exif=bytes(block))
+        with pytest.raises(ValueError, match=r"photo.jpg can't be read as a picture: "):
+            read_picture(folder / "photo.jpg")
+
 
 class TestCaptions:
     def caption(self, folder: Path, content: bytes, word: str | None = None) -> str:
@@ -133,3 +148,35 @@ class TestCaptions:
     def test_other_encodings_are_refused(self, folder, encoding):
         with pytest.raises(ValueError, match=r"robot.txt is not UTF-8: .*Save it as UTF-8"):
             self.caption(folder, "a caf\u00e9".encode(encoding), "zib")
+
+    @pytest.mark.parametrize("name", ["robot.TXT", "robot.Txt"])
+    def test_the_suffix_may_be_in_capitals(self, folder, name):
+        (folder / name).write_text("a big robot")
+        assert read_folder(folder, "zib", SIDE)[0].caption == "a big robot"
+        (folder / "robot.txt").write_text("a small robot")
+        assert read_folder(folder, "zib", SIDE)[0].caption == "a small robot"
+
+    def test_brackets_in_a_name_are_no_pattern(self, folder):
+        Image.new("RGB", (SIDE, SIDE)).save(folder / "robot [1].png")
+        (folder / "robot 1.TXT").write_text("of another picture")
+        (folder / "robot [1].TXT").write_text("of this one")
+        assert [picture.caption for picture in read_folder(folder, "zib", SIDE)] == ["of this one", "zib"]
+
+
+class TestContents:
+    def test_one_picture(self, folder):
+        assert contents(folder) == "1 picture, 0 with captions"
+
+    def test_tells_what_is_left_out(self, folder):
+        for name in ("2.png", "3.jpg", "robot.mask.png"):
+            Image.new("RGB", (SIDE, SIDE)).save(folder / name)
+        for name, text in (("robot.txt", "a robot"), ("2.TXT", "a robot"), ("3.txt", " "), ("4.txt", "of nothing")):
+            (folder / name).write_text(text)
+        assert contents(folder) == "3 pictures, 2 with captions, 1 with masks"
+        (folder / "2.tif").touch()
+        (folder / ".DS_Store").touch()
+        (folder / "more").mkdir()
+        assert contents(folder).endswith("1 with masks; skipped: 2.tif, more")
+        for name in ("5.heic", "6.heic"):
+            (folder / name).touch()
+        assert contents(folder).endswith("skipped: 2.tif, 5.heic, 6.heic and 1 more")

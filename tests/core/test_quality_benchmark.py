@@ -55,7 +55,7 @@ from sparse_core.demo.world import PLACES, Rendering, Scene
 from sparse_core.training import PRESETS, Example
 from sparse_core.training.loop import Trainer
 
-NOTES = {"tier": "Made up.", "seeds": [0], "versions": {}}
+NOTES = {"tier": "Made up.", "trainings": {"done": 5, "planned": 6}, "seeds": [0], "versions": {}}
 ALL = tasks({half: CONCEPTS[half][:4] for half in HALVES}, STYLES_OF_HALF)
 
 
@@ -574,7 +574,9 @@ def test_each_thing_taught_has_a_figure_of_its_own() -> None:
     one = figures["by_subject"][OURS]
     assert one["easy"] == pytest.approx(10 * one["hard"])
     assert np.mean(list(one.values())) == pytest.approx(figures["methods"][OURS]["hypervolume"][1])
-    assert "| sparse dictionary | 0.300 | 0.030 |" in as_markdown({"held_out": figures, **NOTES})
+    page = as_markdown({"held_out": figures, **NOTES})
+    assert "| sparse dictionary | 0.300 | 0.030 |" in page
+    assert "5 of 6 trainings" in page
 
 
 def test_a_lead_over_nobody_is_not_made_up() -> None:

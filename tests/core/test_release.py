@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from packaging.requirements import Requirement
@@ -49,6 +50,43 @@ def test_the_registry_takes_the_publisher_and_what_is_shown() -> None:
         picture = Image.open(ROOT / COMFY[name])
         assert picture.format == "PNG" and picture.width * height == picture.height * width, name
     assert 128 <= Image.open(ROOT / COMFY["Icon"]).width <= 400
+
+
+def left_out(path: Path) -> bool:
+    """Whether the registry does not serve a file."""
+    name = path.relative_to(ROOT).as_posix()
+    ignored = (ROOT / ".comfyignore").read_text(encoding="utf-8").split()
+    return any(name == entry or (entry.endswith("/") and name.startswith(entry)) for entry in ignored)
+
+
+def test_what_documents_lead_to_is_served_and_code_of_benchmarks_is_not() -> None:
+    led_to = {page for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"))}
+    for page in tuple(led_to):
+        targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        led_to |= {(page.parent / unquote(t)).resolve() for t in targets if not re.match(r"[a-z]+:", t)}
+    assert ROOT / "benchmarks" / "results" / "quality.md" in led_to
+    assert [path for path in sorted(led_to) if left_out(path)] == []
+    results = ROOT / "benchmarks" / "results"
+    heavy = [*results.glob("*.jsonl"), *results.glob("recognisers/*")]
+    code = [path for path in (ROOT / "benchmarks").rglob("*.py") if "cache" not in path.parts]
+    assert [path for path in [*code, *heavy] if not left_out(path)] == []
+
+
+def test_a_change_has_to_pass_the_linter_too() -> None:
+    commands = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert commands.index("make lint") < commands.index("make test")
+    (recipe,) = re.findall(
+        r"^lint: \$\(VENV\)/test\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M
+    )
+    assert "ruff check ." in recipe and "ruff format --check ." in recipe
+
+
+def test_results_say_nothing_of_the_machine_but_what_figures_depend_on() -> None:
+    """No kernel, no host, no folder."""
+    traces = re.compile(r"Linux-\d|-x86_64|/root\b|/home/|/Users/|/tmp/")
+    files = [path for path in (ROOT / "benchmarks" / "results").iterdir() if path.suffix in (".json", ".jsonl", ".md")]
+    found = {path.name: traces.findall(path.read_text(encoding="utf-8")) for path in files}
+    assert len(found) >= 10 and not any(found.values()), found
 
 
 def test_no_system_is_left_out() -> None:

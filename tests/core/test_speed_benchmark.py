@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 from benchmarks.cells import Cells
+from benchmarks.machine import describe
 from benchmarks.speed import Group, as_markdown, merged
 
 NAMES = {"sampling": "sampling/diffusers/sd15/16", "training": "training/demo"}
 SETTINGS = {"sides": {"sd15": 64}, "dtypes": {"sd15": "float32"}, "repeats": 4, "seed": 0, "attention": "its own"}
+
+
+def test_a_report_does_not_say_on_which_host_it_was_made() -> None:
+    assert describe(torch.device("cpu"))["system"] == platform.system()
 
 
 def conditions(device: str) -> dict:

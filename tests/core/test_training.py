@@ -344,6 +344,21 @@ def test_what_was_learnt_is_still_there_when_measuring_it_fails(
     assert not steps and same(resumed, train(host, examples, QUICK))
 
 
+def test_memory_that_does_not_suffice_is_told_on_a_processor_too(
+    host: DiffusersHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_into(error: Callable[[], object]) -> None:
+        monkeypatch.setattr(loop.Trainer, "draw", lambda *_: error())
+        train(host, make_examples(), QUICK, autosave=tmp_path / "fox.training")
+
+    with pytest.raises(
+        MemoryError, match=r"Training ran out of memory .* Lower the batch .* train with resume to go on"
+    ):
+        train_into(lambda: torch.empty(1 << 50))
+    with pytest.raises(RuntimeError, match="must match the size"):
+        train_into(lambda: torch.ones(2) + torch.ones(3))
+
+
 @pytest.mark.parametrize(("before", "after"), [(0.0, 0.9), (0.9, 0.0), (0.9, 0.5)])
 def test_another_running_mean_is_refused(host: DiffusersHost, tmp_path: Path, before: float, after: float) -> None:
     state = tmp_path / "fox.training"

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { fileOf } from "../../web/mixer/source.js";
+import { fileOf, isGone, isLinked, locatorOf, nodeAt } from "../../web/mixer/source.js";
 
 const DICTIONARY = "SPARSE_DICTIONARY";
 const FILE = "robot.safetensors";
@@ -47,4 +47,43 @@ test("behind a node that makes another dictionary no file tells the atoms", () =
 
 test("which way a switch stands only a run tells", () => {
   assert.equal(fileOf(chain(load(), node("Switch", "*", "*"), mixer())), null);
+});
+
+/** A workflow with a mixer in a subgraph, whose `mix` is the subgraph's input. */
+function nested() {
+  const root = { id: "root", nodes: [], getLink: (id) => root.links[id], getNodeById: (id) => root.nodes.find((one) => String(one.id) === String(id)) };
+  const inner = { ...root, id: "inner", nodes: [], getLink: () => ({ origin_id: -10, origin_slot: 0 }) };
+  inner.getNodeById = (id) => inner.nodes.find((one) => String(one.id) === String(id));
+  const strips = { id: 3, graph: inner, inputs: [{ name: "mix", type: "STRING", link: 1 }] };
+  const holder = { id: 5, graph: root, subgraph: inner, inputs: [{ name: "mix", type: "STRING", link: null }] };
+  inner.nodes.push(strips);
+  root.nodes.push(holder, { id: 7, graph: root, inputs: [] });
+  root.links = { 2: { origin_id: 7, origin_slot: 0 } };
+  root.subgraphs = new Map([["inner", inner]]);
+  return { root, inner, strips, holder };
+}
+
+test("lines come from a link where a node stands at its end, also outside a subgraph", () => {
+  const { root, strips, holder } = nested();
+  assert.equal(isLinked(strips, "mix", root), false);
+  holder.inputs[0].link = 2;
+  assert.equal(isLinked(strips, "mix", root), true);
+  assert.equal(isLinked({ ...strips, inputs: [] }, "mix", root), false);
+});
+
+test("a node is found by the whole way to it", () => {
+  const { root, strips, holder } = nested();
+  assert.equal(nodeAt("5:3", root), strips);
+  assert.equal(nodeAt("5", root), holder);
+  for (const other of ["3", "7:3", "6:3", "5:4"]) assert.equal(nodeAt(other, root), undefined, other);
+  assert.deepEqual([locatorOf(strips, root), locatorOf(holder, root)], ["inner:3", "5"]);
+});
+
+test("a node is gone when its graph, or the workflow, has another in its place", () => {
+  const { root, inner, strips, holder } = nested();
+  assert.deepEqual([isGone(strips, root), isGone(holder, root)], [false, false]);
+  assert.equal(isGone({ id: 3, graph: inner }, root), true);
+  assert.equal(isGone({ id: -1, graph: null }, root), true);
+  root.subgraphs.set("inner", { ...inner });
+  assert.equal(isGone(strips, root), true);
 });

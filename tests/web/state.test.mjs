@@ -4,8 +4,9 @@ import { test } from "node:test";
 import * as mixes from "../../web/mixer/state.js";
 
 const MADE_ON = "1a2b3c4d5e6f7081";
+const OTHER = "ffffffffffffffff";
 const text = `# dictionary ${MADE_ON}
-# preset "soft" ["L3.v[7] = 0.2"]
+# preset "soft" ["L3.v[7] = 0.2"] ${MADE_ON}
 # by hand
 top:8 *= 1.5
 L3.v[7] = 0.5
@@ -82,7 +83,7 @@ test("presets of any name come back, and hostile text stays text", () => {
   const name = 'a "b" ]\n# dictionary 0000000000000000 <img src=x onerror=alert(1)>';
   const mix = mixes.savePreset(mixes.parse("L0.q[1] = 2"), name);
   const again = mixes.parse(mixes.format(mix));
-  assert.deepEqual(again.presets, { [name]: ["L0.q[1] = 2"] });
+  assert.deepEqual(again.presets, { [name]: { hash: "", lines: ["L0.q[1] = 2"] } });
   assert.equal(again.hash, "");
   assert.equal(mixes.format(mixes.usePreset(mixes.clear(again), name)), mixes.format(mix));
   assert.deepEqual(mixes.dropPreset(again, name).presets, {});
@@ -107,24 +108,47 @@ test("only lines with numbers of atoms belong to one dictionary", () => {
 });
 
 test("without numbers of atoms a mix belongs to no dictionary", () => {
-  const mix = mixes.parse(text);
-  assert.match(mixes.format(mixes.clear(mix)), new RegExp(MADE_ON)); // the preset names an atom
-  assert.equal(mixes.format(mixes.dropPreset(mixes.clear(mix), "soft")), "");
+  assert.equal(mixes.format(mixes.dropPreset(mixes.clear(mixes.parse(text)), "soft")), "");
   const left = mixes.parse(`# dictionary ${MADE_ON}\n# preset "few" ["solo top:25%"]\nsolo top:25%`);
-  assert.equal(left.hash, "");
+  assert.deepEqual([left.hash, left.presets.few.hash], ["", ""]);
+});
+
+test("a preset of another dictionary does not make new lines that one's", () => {
+  const left = mixes.parse(mixes.format(mixes.clear(mixes.parse(text))));
+  assert.deepEqual([left.hash, left.presets.soft.hash], ["", MADE_ON]);
+  const edited = mixes.parse(mixes.format(mixes.setWeight({ ...left, hash: OTHER }, "L3.v[7]", 1)));
+  assert.equal(mixes.isStale(edited, OTHER), false);
+  assert.equal(mixes.isStale(mixes.usePreset(edited, "soft"), OTHER), true);
+  assert.equal(mixes.isStale(mixes.usePreset(edited, "soft"), MADE_ON), false);
+});
+
+test("a preset that was kept without a hash has the lines'", () => {
+  const old = mixes.parse(`# dictionary ${MADE_ON}\n# preset "soft" ["L3.v[7] = 0.2"]\n`);
+  assert.deepEqual(old.presets, { soft: { hash: MADE_ON, lines: ["L3.v[7] = 0.2"] } });
+  assert.equal(mixes.format(old), `# preset "soft" ["L3.v[7] = 0.2"] ${MADE_ON}\n`);
 });
 
 test("a mix takes the dictionary of pasted lines only where it has none", () => {
   const lines = `# dictionary ${MADE_ON}\nL3.v[7] = 1\n`;
   assert.equal(mixes.format(mixes.paste(mixes.parse(""), lines)), lines);
-  assert.equal(mixes.paste(mixes.parse("# dictionary ffffffffffffffff\nL3.v[7] = 2"), "L3.v[7] = 1").hash, "ffffffffffffffff");
+  assert.equal(mixes.paste(mixes.parse(`# dictionary ${OTHER}\nL3.v[7] = 2`), "L3.v[7] = 1").hash, OTHER);
 });
 
 test("adopting takes the new hash and drops the strips that are gone", () => {
-  const mix = mixes.adopt(mixes.parse(text), "ffffffffffffffff", new Set(["L3.v[7]"]));
-  assert.equal(mix.hash, "ffffffffffffffff");
+  const mix = mixes.adopt(mixes.parse(text), OTHER, new Set(["L3.v[7]"]));
+  assert.equal(mix.hash, OTHER);
   assert.deepEqual([...mixes.named(mix)], ["L3.v[7]"]);
   assert.equal(mixes.strips(mix).percent, 25);
+});
+
+test("adopting takes presets of the lines' dictionary along, and no others", () => {
+  const third = "0000000000000000";
+  const kept = `# preset "pair" ["L3.v[7] = 0.2","mute L9.o[1]","solo L3.v[7] | L9.o[1]"]`;
+  const mix = mixes.parse(`# dictionary ${MADE_ON}\n${kept}\n# preset "else" ["L9.o[1] = 2"] ${third}\nL3.v[7] = 1\n`);
+  assert.deepEqual(mixes.adopt(mix, OTHER, new Set(["L3.v[7]"])).presets, {
+    pair: { hash: OTHER, lines: ["L3.v[7] = 0.2", "solo L3.v[7]"] },
+    else: { hash: third, lines: ["L9.o[1] = 2"] },
+  });
 });
 
 test("history goes back, forward, and forgets what was undone", () => {

@@ -1,7 +1,7 @@
 /** The density slider; the importance that the best atoms hold is its track. */
 
 import { make } from "./dom.js";
-import { countOf, curve } from "./list.js";
+import { countOf, curve, heldBy } from "./list.js";
 import { numberText } from "./state.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -36,9 +36,9 @@ export class Density {
   /** @param atoms the most important first */
   setAtoms(atoms) {
     this.atoms = atoms;
-    this.heights = curve(atoms);
-    const last = this.heights.length - 1;
-    const points = this.heights.map((height, i) => `${i / last},${1 - height}`);
+    this.held = heldBy(atoms);
+    const heights = curve(this.held);
+    const points = heights.map((height, i) => `${i / (heights.length - 1)},${1 - height}`);
     this.area.setAttribute("points", atoms.length ? `0,1 ${points.join(" ")} 1,1` : "");
   }
 
@@ -50,9 +50,8 @@ export class Density {
 
   say(percent) {
     const count = countOf(percent, this.atoms.length);
-    const held = this.heights[Math.round((percent / 100) * (this.heights.length - 1))];
     this.number.value = numberText(percent);
-    this.said.textContent = this.atoms.length ? `${count} atoms, ${Math.round(held * 100)} %` : "";
+    this.said.textContent = this.atoms.length ? `${count} atoms, ${Math.round(this.held[count] * 100)} %` : "";
     this.slider.setAttribute("aria-valuetext", `${numberText(percent)} per cent, ${this.said.textContent} of the importance`);
   }
 }

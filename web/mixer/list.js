@@ -7,11 +7,14 @@ export const SORTS = ["importance", "effect", "address", "label", "weight"];
 export const GROUPS = ["none", "layer", "label"];
 export const SHOWS = ["all", "changed", "top 25", "top 100"];
 const GONE = "Not in this dictionary";
+/** When an atom acts that does not act on both prompts. */
+const PROMPTS = { positive: "positive prompt", negative: "negative prompt", named: "waits for a word", none: "acts on no prompt" };
+const SITES = { q: "query", k: "key", v: "value", o: "output" };
 
 /** The atoms of a server's answer as objects. */
 export function atomsOf(data) {
   const noted = (address) => data.notes?.[address] ?? "";
-  return data.atoms.map(([address, share, label, weight, masks, schedules, prompt], rank) => ({
+  return data.atoms.map(([address, share, label, weight, masks, schedules, prompt, kept], rank) => ({
     address,
     share,
     label,
@@ -19,6 +22,7 @@ export function atomsOf(data) {
     masks,
     schedules,
     prompt,
+    kept,
     rank,
     layer: Number(/^L(\d+)/.exec(address)?.[1] ?? -1),
     effect: data.effects?.[address] ?? null,
@@ -40,12 +44,17 @@ export function bars(atoms, sort) {
   return (atom) => size(atom) / longest;
 }
 
-/** How much of the importance the best 0, 1, 2 ... atoms hold, at `points` equal distances. */
-export function curve(atoms, points = 48) {
+/** How much of the importance the best 0, 1, 2 ... atoms hold, 0..1. */
+export function heldBy(atoms) {
   const whole = atoms.reduce((sum, atom) => sum + atom.share, 0) || 1;
-  const sums = [0];
-  for (const atom of atoms) sums.push(sums.at(-1) + atom.share / whole);
-  return Array.from({ length: points + 1 }, (_, i) => sums[Math.round((i / points) * atoms.length)]);
+  const held = [0];
+  for (const atom of atoms) held.push(held.at(-1) + atom.share / whole);
+  return held;
+}
+
+/** What `heldBy` gives, at `points` equal distances: as many as a picture of it needs. */
+export function curve(held, points = 48) {
+  return Array.from({ length: points + 1 }, (_, i) => held[Math.round((i / points) * (held.length - 1))]);
 }
 
 /**
@@ -55,24 +64,38 @@ export function curve(atoms, points = 48) {
  * @param gone addresses that have no atom
  */
 export function arrange(atoms, view, state, gone = []) {
-  const lost = gone.length ? [{ head: GONE, count: gone.length }, ...gone.map((address) => ({ gone: address }))] : [];
+  const lost = gone.length ? rowsOf(GONE, gone.map((address) => ({ gone: address })), view.closed) : [];
   const sorted = atoms.filter(matching(view, state)).sort(order(view.sort, state));
   if (view.group === "none") return [...lost, ...sorted.map((atom) => ({ atom }))];
   const groups = new Map();
   for (const atom of sorted) {
     const head = view.group === "layer" ? `Layer L${atom.layer}` : atom.label || "No label";
     if (!groups.has(head)) groups.set(head, []);
-    groups.get(head).push(atom);
+    groups.get(head).push({ atom });
   }
   const heads = [...groups.keys()].sort(natural);
   return [...lost, ...heads.flatMap((head) => rowsOf(head, groups.get(head), view.closed))];
 }
 
-/** Why an atom does not act, or nothing. @param rank its place by importance @param cut how many atoms the density keeps */
-export function silence(address, rank, { muted, solo }, cut) {
+/** Why a strip does not act, or nothing. @param atom undefined where it is gone @param cut how many atoms the density keeps */
+export function silence(address, atom, { muted, solo }, cut) {
+  if (atom && !atom.kept) return "Silent: dropped by a node before this one.";
   if (muted.has(address)) return "Muted.";
   if (solo.size && !solo.has(address)) return "Silent: others are on solo.";
-  return rank >= cut ? "Silent: the density leaves it out." : "";
+  return atom?.rank >= cut ? "Silent: the density leaves it out." : "";
+}
+
+/** What there is to say of an atom beside its name. @param now what the panel knows of the mix */
+export function linesOf(atom, { state, cut, total }) {
+  const [, layer, site] = /^L(\d+)\.(\w)/.exec(atom.address) ?? [];
+  return [
+    `${atom.address}: layer ${layer}, ${SITES[site] ?? site}`,
+    `${(100 * atom.share).toFixed(2)} % of the importance, number ${atom.rank + 1} of ${total}`,
+    atom.effect === null ? "" : `without it a picture moves by ${atom.effect.toFixed(1)} of 255 grey levels`,
+    atom.note && `✎ ${atom.note}`,
+    confined(atom).map(([sign, words]) => `${sign} ${words}`).join(", "),
+    silence(atom.address, atom, state, cut),
+  ].filter(Boolean);
 }
 
 /** What confines an atom, as pairs of a sign and words. */
@@ -81,7 +104,7 @@ export function confined({ masks, schedules, prompt }) {
   return [
     masks ? ["◩", counted(masks, "mask")] : null,
     schedules ? ["◷", counted(schedules, "schedule")] : null,
-    prompt === "both" ? null : ["±", prompt === "named" ? "waits for a word" : `${prompt} prompt`],
+    prompt === "both" ? null : ["±", PROMPTS[prompt]],
   ].filter(Boolean);
 }
 
@@ -109,9 +132,9 @@ export function following(choices, current) {
   return choices[(choices.indexOf(current) + 1) % choices.length];
 }
 
-function rowsOf(head, atoms, closed) {
-  const heading = { head, count: atoms.length };
-  return closed.has(head) ? [heading] : [heading, ...atoms.map((atom) => ({ atom }))];
+function rowsOf(head, rows, closed) {
+  const heading = { head, count: rows.length };
+  return closed.has(head) ? [heading] : [heading, ...rows];
 }
 
 function matching({ query, show }, state) {

@@ -1,7 +1,7 @@
 /** Ties a panel to its node: the node's text widget keeps the mix, so that the workflow does. */
 
 import { Panel } from "./panel.js";
-import { fetchAtoms, fileOf } from "./source.js";
+import { fetchAtoms, fileOf, isGone, isLinked, locatorOf, nodeAt } from "./source.js";
 
 const NAME = "mix";
 const HEIGHT = 360;
@@ -10,6 +10,8 @@ const WIDTH = 380;
 const LOOK = 700;
 /** Milliseconds until a file that could not be read is asked for again: it may have come, or the server may be back. */
 const AGAIN = 5000;
+/** @type {Map<object, Panel>} those of the nodes that are in the workflow */
+const panels = new Map();
 
 /** @param app the front end's @param api likewise */
 export function attach(node, app, api) {
@@ -18,7 +20,7 @@ export function attach(node, app, api) {
     {
       write: (value) => {
         text.value = value;
-        app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
+        recordChange(app);
       },
       showText: () => hide(node, text, !text.hidden),
     },
@@ -29,23 +31,40 @@ export function attach(node, app, api) {
   widget.serialize = false;
   hide(node, text, true);
   node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1], HEIGHT + 80)]);
-  listen(node, text, panel);
+  after(node, "onConfigure", () => panel.load(text.value));
+  after(text, "callback", () => panel.read(text.value));
   watch(node, text, panel, app, api);
-  return panel;
 }
 
-function listen(node, text, panel) {
-  after(node, "onConfigure", () => panel.load(text.value));
-  after(node, "onExecuted", (output) => output?.sparse_atoms?.[0] && panel.setAtoms(output.sparse_atoms[0]));
-  after(text, "callback", () => panel.read(text.value));
+/** Has the front end notice what a program changed, for its undo and its drafts: of itself it sees what a hand does. */
+export function recordChange(app) {
+  app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
+}
+
+/** Shows on its panel why a mixer could not run. @param error the server's message */
+export function showError({ node_id: path, exception_message: message }, app) {
+  panels.get(nodeAt(path, rootOf(app)))?.fail(message);
 }
 
 function watch(node, text, panel, app, api) {
-  let [shown, again] = [null, Infinity];
+  let [shown, again, ran, timer] = [null, Infinity, null, 0];
+  const take = (said) => {
+    ran = said;
+    panel.setAtoms(said);
+  };
+  const isOfChain = (said) => shown === null || said.hash === panel.hash;
+  /** What the last run said: the front end keeps it where it makes the node anew, as after its own undo. */
+  const kept = () => app.nodeOutputs?.[locatorOf(node, rootOf(app))]?.sparse_atoms?.[0];
+  const recall = () => {
+    const said = kept();
+    if (said && said !== ran && isOfChain(said)) take(said);
+  };
   const show = async (file) => {
     try {
       const data = await fetchAtoms(api, file);
-      if (shown === file) panel.setAtoms(data);
+      if (shown !== file) return;
+      take(data);
+      recall(); // it knows what the nodes in between added
     } catch (error) {
       if (shown !== file) return;
       again = Date.now() + AGAIN;
@@ -53,19 +72,43 @@ function watch(node, text, panel, app, api) {
     }
   };
   const look = () => {
+    if (isGone(node, rootOf(app))) return stop();
     panel.read(text.value);
-    if (document.hidden) return;
-    const file = fileOf(node, app.rootGraph ?? app.graph);
-    if (file === shown && Date.now() < again) return;
-    [shown, again] = [file, Infinity];
-    if (file === null) panel.forget();
-    else show(file);
+    panel.follow(isLinked(node, NAME, rootOf(app)));
+    if (!document.hidden) lookUpstream();
   };
-  const timer = setInterval(look, LOOK);
-  after(node, "onRemoved", () => {
+  const lookUpstream = () => {
+    const file = fileOf(node, rootOf(app));
+    if (file === shown && Date.now() < again) return recall();
+    [shown, again] = [file, Infinity];
+    if (file !== null) return show(file);
+    ran = kept(); // which was another chain's
+    panel.forget();
+  };
+  const start = () => {
+    panels.set(node, panel);
+    panel.watch();
+    timer = setInterval(look, LOOK);
+  };
+  const stop = () => {
     clearInterval(timer);
+    panels.delete(node);
     panel.dispose();
+  };
+  after(node, "onExecuted", (output) => {
+    const said = output?.sparse_atoms?.[0];
+    if (!said) return;
+    lookUpstream();
+    if (isOfChain(said)) take(said);
+    else again = 0; // the file has changed, or it was a node of another workflow that ran: the file tells
   });
+  // Nodes that are made to be copied, and then thrown away, come into no graph.
+  after(node, "onAdded", start);
+  after(node, "onRemoved", stop);
+}
+
+function rootOf(app) {
+  return app.rootGraph ?? app.graph;
 }
 
 function hide(node, widget, hidden) {

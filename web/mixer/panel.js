@@ -8,8 +8,10 @@ import { Rows } from "./rows.js";
 import * as mixes from "./state.js";
 
 const WAITING = "Run once, or connect a Load node, to see the atoms.";
-/** In the message of a run that refuses the strips: the dictionary that came in. */
-const CAME_IN = /than the one that comes in \(([0-9a-f]{16})\)/;
+const STALE = "These strips were set on another dictionary. Its atoms draw something else, so nothing runs until you adopt this one.";
+const LINKED = "The lines come from a link, so nothing that you set here acts.";
+/** In the message of a run that refuses the strips: the dictionary that they were set on. */
+const MADE_ON = /set on another dictionary \(([0-9a-f]{16})\)/;
 /** With Ctrl, these act on the graph and on the nodes that are selected in it, which nobody means who is in the panel. */
 const FOR_NODES = new Set("abcegmvxyz");
 let panels = 0;
@@ -25,6 +27,7 @@ export class Panel {
     this.history = new mixes.History(text);
     this.text = text;
     this.mix = mixes.parse(text);
+    this.linked = false;
     this.build();
     this.forget();
   }
@@ -58,10 +61,17 @@ export class Panel {
     this.refresh();
   }
 
-  /** Shows why the node could not run, or why there are no atoms. */
+  /** Takes whether the lines come from elsewhere, where nothing of this acts. */
+  follow(linked) {
+    if (linked === this.linked) return;
+    this.linked = linked;
+    this.refresh();
+  }
+
+  /** Shows why the node could not run, or why there are no atoms; not what is said of strips of another workflow. */
   fail(message) {
-    const [, found] = CAME_IN.exec(message) ?? [];
-    if (found && found !== this.hash) this.hold([], "");
+    const [, madeOn] = MADE_ON.exec(message) ?? [];
+    if (madeOn && madeOn !== this.mix.hash) return;
     this.problem = message;
     this.refresh();
   }
@@ -72,6 +82,11 @@ export class Panel {
     this.hash = hash;
     this.known = new Set(atoms.map((atom) => atom.address));
     this.density.setAtoms(atoms);
+  }
+
+  /** Follows its own size, until `dispose`. */
+  watch() {
+    this.rows.watch();
   }
 
   dispose() {
@@ -98,6 +113,7 @@ export class Panel {
   }
 
   undo(by) {
+    if (this.linked) return this.say(LINKED);
     const text = this.history.step(by);
     if (text === undefined) this.say(by < 0 ? "There is nothing to undo." : "There is nothing to redo.");
     else this.write(text);
@@ -105,13 +121,10 @@ export class Panel {
 
   adopt() {
     const before = mixes.named(this.mix).size;
-    const adopted = this.known.size
-      ? mixes.adopt(this.mix, this.hash, this.known)
-      : { ...this.mix, hash: "" }; // which atoms there are only the next run tells
     this.problem = "";
-    this.change(adopted);
-    const lost = before - mixes.named(adopted).size;
-    this.say(lost ? `${lost} strips had no atom here and are gone. Undo brings them back.` : "The strips now belong to this dictionary.");
+    this.change(mixes.adopt(this.mix, this.hash, this.known));
+    const lost = before - mixes.named(this.mix).size;
+    this.say(lost ? `${strips(lost)} had no atom here. Undo if in doubt.` : "The strips now belong to this dictionary.");
   }
 
   async copy() {
@@ -127,7 +140,8 @@ export class Panel {
 
   pasteLines(text) {
     const pasted = mixes.parse(text);
-    if (!pasted.lines.length) this.say("The clipboard holds no lines such as L3.v[7] = 0.5.");
+    if (this.linked) this.say(LINKED);
+    else if (!pasted.lines.length) this.say("The clipboard holds no lines such as L3.v[7] = 0.5.");
     else if (this.stale()) this.say("Adopt the dictionary before you change its strips.");
     else if (mixes.isStale(pasted, this.hash || this.mix.hash)) this.say("These lines were copied from another dictionary, whose atoms draw something else.");
     else {
@@ -141,8 +155,9 @@ export class Panel {
     const exists = Object.hasOwn(this.mix.presets, name);
     if (!name) this.say("Write the preset's name first.");
     else if (verb !== "savePreset" && !exists) this.say(`There is no preset “${name}”.`);
-    else if (verb === "usePreset" && this.stale()) this.say("Adopt the dictionary before you change its strips.");
-    else {
+    else if (verb === "usePreset" && mixes.isStale(mixes.usePreset(this.mix, name), this.hash)) {
+      this.say(`“${name}” was kept on another dictionary, whose atoms draw something else.`);
+    } else {
       this.change(mixes[verb](this.mix, name));
       this.say({ savePreset: "Kept in the workflow", usePreset: "In use", dropPreset: "Forgotten" }[verb] + `: ${name}.`);
     }
@@ -155,22 +170,24 @@ export class Panel {
   }
 
   refresh() {
-    const [state, stale] = [mixes.strips(this.mix), this.stale()];
+    const [state, gone] = [mixes.strips(this.mix), this.gone()];
+    const frozen = this.linked || this.stale();
     // While a strip is held, none moves: the next key would turn what took its place.
     if (!this.rows.held) this.placed = state;
     const now = {
       state,
-      stale,
+      frozen,
       cut: countOf(state.percent, this.atoms.length),
       bar: bars(this.atoms, this.view.sort),
       total: this.atoms.length,
       closed: this.view.closed,
     };
-    this.rows.show(arrange(this.atoms, this.view, this.placed, this.gone()), now, this.atoms.length ? whyNone(this.atoms, this.view) : "");
-    this.density.show(state.percent, stale);
+    this.rows.show(arrange(this.atoms, this.view, this.placed, gone), now, this.atoms.length ? whyNone(this.atoms, this.view) : "");
+    this.density.show(state.percent, frozen);
     this.names.replaceChildren(...Object.keys(this.mix.presets).map((name) => make("option", "", { value: name })));
-    this.warn(stale, state.others);
-    this.clear.disabled = stale;
+    this.warn(state.others, gone.length);
+    for (const one of this.writers) one.disabled = this.linked;
+    this.clear.disabled = frozen;
     this.sort.value = `Sort: ${this.view.sort}`;
     this.group.value = `Group: ${this.view.group}`;
     this.only.value = `Show: ${this.view.show}`;
@@ -180,15 +197,24 @@ export class Panel {
     return this.known.size ? [...mixes.named(this.mix)].filter((address) => !this.known.has(address)) : [];
   }
 
-  warn(stale, others) {
-    const own = others.length === 1 ? "1 line of your own acts too" : `${others.length} lines of your own act too`;
-    const message = stale
-      ? "These strips were set on another dictionary. Its atoms draw something else, so nothing runs until you adopt this one."
-      : this.problem || (this.atoms.length ? (others.length ? `${own}: ${others.join("; ")}` : "") : WAITING);
+  warn(others, gone) {
+    const stale = this.stale();
+    const bad = Boolean(this.problem || (!this.linked && (stale || gone)));
+    const message = this.linked ? this.problem || LINKED : stale ? STALE : this.problem || this.remark(others, gone);
     this.banner.hidden = !message;
-    this.banner.classList.toggle("sa-is-bad", Boolean(stale || this.problem));
-    this.message.textContent = message;
-    this.adopts.hidden = !stale && !(this.problem && this.mix.hash && !this.known.size);
+    this.banner.classList.toggle("sa-is-bad", bad);
+    this.banner.setAttribute("role", bad ? "alert" : "status");
+    // Set anew, it would be read out anew, and a selection in it would be lost.
+    if (message !== this.message.textContent) this.message.textContent = message;
+    this.adopts.hidden = this.linked || !(stale || gone);
+  }
+
+  /** What there is to know of a mix that may run. */
+  remark(others, gone) {
+    if (!this.atoms.length) return WAITING;
+    if (gone) return `No atom in this dictionary for ${strips(gone)}. Adopt takes away what has none.`;
+    const own = others.length === 1 ? "1 line of your own acts too" : `${others.length} lines of your own act too`;
+    return others.length ? `${own}: ${others.join("; ")}` : "";
   }
 
   say(text) {
@@ -221,16 +247,25 @@ export class Panel {
     this.only = button("", "All strips, those you changed, or the most important", () => this.turn("show", SHOWS));
     this.message = make("span");
     this.adopts = button("Adopt", "Use the strips on this dictionary all the same", () => this.adopt());
-    this.banner = make("div", "sa-banner", { role: "alert" }, this.message, this.adopts);
+    this.banner = make("div", "sa-banner", {}, this.message, this.adopts);
     this.clear = button("Reset", "All strips as they come in; presets stay", () => this.change(mixes.clear(this.mix)));
     this.names = make("datalist", "", { id: list });
     this.name = make("input", "sa-search", { type: "text", placeholder: "Preset", list, "aria-label": "Name of a preset" });
     this.status = make("span", "sa-status", { role: "status" });
+    this.writers = [
+      button("Undo", "Undo (Ctrl+Z in the panel)", () => this.undo(-1)),
+      button("Redo", "Redo (Ctrl+Y in the panel)", () => this.undo(1)),
+      button("Paste", "Paste lines on top (Ctrl+V)", () => this.paste()),
+      button("Use", "Use this preset", () => this.preset("usePreset")),
+      button("Keep", "Keep the strips as they are under this name, in the workflow", () => this.preset("savePreset")),
+      button("Forget", "Forget this preset", () => this.preset("dropPreset")),
+    ];
     this.element = make("div", "sa-mixer", { role: "group", "aria-label": "Atom Mixer" }, ...this.layout());
     this.listen();
   }
 
   layout() {
+    const [undo, redo, paste, ...presets] = this.writers;
     return [
       make("div", "sa-row", {}, this.search, this.sort, this.group, this.only),
       this.density.element,
@@ -240,10 +275,10 @@ export class Panel {
         "div",
         "sa-row",
         {},
-        button("Undo", "Undo (Ctrl+Z in the panel)", () => this.undo(-1)),
-        button("Redo", "Redo (Ctrl+Y in the panel)", () => this.undo(1)),
+        undo,
+        redo,
         button("Copy", "Copy the strips as lines (Ctrl+C)", () => this.copy()),
-        button("Paste", "Paste lines on top (Ctrl+V)", () => this.paste()),
+        paste,
         this.clear,
         button("Text", "Show or hide the lines that the strips write", () => this.host.showText()),
       ),
@@ -253,9 +288,7 @@ export class Panel {
         {},
         this.name,
         this.names,
-        button("Use", "Use this preset", () => this.preset("usePreset")),
-        button("Keep", "Keep the strips as they are under this name, in the workflow", () => this.preset("savePreset")),
-        button("Forget", "Forget this preset", () => this.preset("dropPreset")),
+        ...presets,
       ),
       this.status,
     ];
@@ -297,7 +330,9 @@ export class Panel {
 
   useClipboard(event, writing) {
     event.stopPropagation();
-    if (writing || event.type === "cut") return;
+    const selection = document.getSelection();
+    const selected = event.type === "copy" && !selection.isCollapsed && this.element.contains(selection.anchorNode);
+    if (writing || selected || event.type === "cut") return;
     event.preventDefault();
     if (event.type === "paste") this.pasteLines(event.clipboardData.getData("text/plain"));
     else {
@@ -305,4 +340,8 @@ export class Panel {
       this.say(`${this.mix.lines.length} lines copied.`);
     }
   }
+}
+
+function strips(count) {
+  return count === 1 ? "1 strip" : `${count} strips`;
 }

@@ -17,16 +17,26 @@ export class Rows {
     this.knob = 0;
     this.space = make("div", "sa-space", { role: "list", "aria-label": "Atoms" });
     this.none = make("div", "sa-none", { role: "status" });
-    this.element = make("div", "sa-list", { tabIndex: -1 }, this.none, this.space);
+    /** Has the focus when its strip has gone out of sight: an input, so that the graph leaves the keys to the panel. */
+    this.parked = make("input", "sa-parked", { type: "button", tabIndex: -1, "aria-label": "Atoms" });
+    this.element = make("div", "sa-list", { tabIndex: -1 }, this.parked, this.none, this.space);
     this.card = new Card();
     this.element.dataset.captureWheel = "true"; // or the wheel zooms the graph
     this.element.addEventListener("scroll", () => this.draw());
     this.element.addEventListener("pointerover", (event) => this.tell(event.target));
     this.element.addEventListener("pointerleave", () => this.card.hide());
-    this.element.addEventListener("focusin", (event) => this.remember(event.target));
+    this.element.addEventListener("focus", () => this.park());
+    this.element.addEventListener("focusin", (event) => {
+      this.remember(event.target);
+      this.tell(event.target);
+    });
     this.element.addEventListener("focusout", () => setTimeout(() => this.release()));
     this.element.addEventListener("keydown", (event) => this.press(event));
     this.observer = new ResizeObserver(() => this.draw());
+  }
+
+  /** Follows its own size, until `dispose`. */
+  watch() {
     this.observer.observe(this.element);
   }
 
@@ -45,15 +55,13 @@ export class Rows {
   draw() {
     if (!this.now) return;
     this.card.hide();
-    const height = this.element.clientHeight;
-    const [first, last] = inSight(this.rows.length, this.element.scrollTop, height);
-    const needed = Math.ceil(height / ROW) + 2 * SPARE + 2;
+    const needed = Math.ceil(this.element.clientHeight / ROW) + 2 * SPARE + 2;
     while (this.strips.length < needed) this.add();
-    const slots = this.strips.length;
+    this.letGo();
+    const [first, last] = this.drawn();
     const taken = new Set();
     for (let i = first; i < last; i++) {
-      const strip = this.strips[i % slots];
-      if (strip.index !== i && strip.element.contains(document.activeElement)) document.activeElement.blur();
+      const strip = this.stripAt(i);
       taken.add(strip);
       strip.element.hidden = false;
       strip.element.style.transform = `translateY(${i * ROW}px)`;
@@ -63,6 +71,26 @@ export class Rows {
     for (const strip of this.strips) if (!taken.has(strip)) strip.element.hidden = true;
     // Tab has to get into the list even where the row it was in has scrolled away.
     if (!taken.has(this.stripAt(this.current)) && first < last) this.stripAt(first).reachable(true);
+    this.tell(document.activeElement);
+  }
+
+  /** First and last (excluded) row that has a strip. */
+  drawn() {
+    return inSight(this.rows.length, this.element.scrollTop, this.element.clientHeight);
+  }
+
+  /** Takes the focus from a strip that is about to show something else, or nothing. Its number may change by that. */
+  letGo() {
+    const strip = this.stripOf(document.activeElement);
+    if (!strip) return;
+    const [first, last] = this.drawn();
+    const stays = strip.index >= first && strip.index < last && this.stripAt(strip.index) === strip;
+    if (!stays || !strip.keeps(this.rows[strip.index], this.now)) this.park();
+  }
+
+  /** Keeps the focus in the list: elsewhere the wheel would zoom the graph, and keys would act on its nodes. */
+  park() {
+    this.parked.focus({ preventScroll: true });
   }
 
   /** Moves the focus to a row, scrolling it into sight. */
@@ -97,11 +125,16 @@ export class Rows {
     return this.strips.find((one) => one.element.contains(target));
   }
 
-  /** Shows what an atom does while the pointer is on its picture or name. */
+  /** Shows what an atom does while the pointer is on its picture or name, or the keyboard on its knobs. */
   tell(target) {
-    const strip = target.closest(".sa-thumbnail, .sa-what") && this.stripOf(target);
-    if (strip?.row.atom) this.card.show(strip.row.atom, this.now, strip.element);
+    const strip = target.closest(".sa-thumbnail, .sa-what, :focus-visible") && this.stripOf(target);
+    if (strip?.row.atom && this.isInSight(strip)) this.card.show(strip.row.atom, this.now, strip.element);
     else this.card.hide();
+  }
+
+  isInSight({ index }) {
+    const top = index * ROW - this.element.scrollTop;
+    return top > -ROW && top < this.element.clientHeight;
   }
 
   remember(target) {

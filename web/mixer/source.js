@@ -24,6 +24,30 @@ export function fileOf(node, root) {
   return null;
 }
 
+/** Whether what a widget says comes from a node elsewhere. The open input of a subgraph is the widget itself. */
+export function isLinked(node, name, root) {
+  const link = node.inputs?.find((input) => input.name === name)?.link;
+  return Boolean(originOf(node.graph, link, root));
+}
+
+/** Under what the front end keeps what a run said of a node. */
+export function locatorOf({ id, graph }, root) {
+  return graph === root ? String(id) : `${graph.id}:${id}`;
+}
+
+/** The node that the server names by the way to it, as in 5:3. */
+export function nodeAt(path, root) {
+  const ids = String(path).split(":");
+  const graph = ids.slice(0, -1).reduce((outer, id) => outer?.getNodeById(id)?.subgraph, root);
+  return graph?.getNodeById(ids.at(-1));
+}
+
+/** Whether a node is in no graph of the workflow any more: the front end drops those inside subgraphs without a word. */
+export function isGone(node, root) {
+  const { graph } = node;
+  return graph?.getNodeById(node.id) !== node || (graph !== root && root.subgraphs?.get(graph.id) !== graph);
+}
+
 /** What the server says of a file's atoms. @param api the front end's */
 export async function fetchAtoms(api, name) {
   const answer = await api.fetchApi(`/sparse_atoms/atoms?name=${encodeURIComponent(name)}`);

@@ -9,11 +9,13 @@
  *   | {kind: "solo", addresses: string[], text: string}
  *   | {kind: "keep", percent: number, text: string}
  *   | {kind: "other", text: string}} Line
- * @typedef {{hash: string, presets: Object<string, string[]>, lines: Line[]}} Mix
+ * @typedef {{hash: string, lines: string[]}} Preset
+ * @typedef {{hash: string, presets: Object<string, Preset>, lines: Line[]}} Mix where a hash is that of the dictionary whose
+ *   atoms the lines name by number, empty where they name none or where they hold for any
  */
 
 const HASH = /^\s*#\s*dictionary\s+([0-9a-f]{16})\s*$/;
-const PRESET = /^\s*#\s*preset\s+("(?:[^"\\]|\\.)*")\s*(\[.*\])\s*$/;
+const PRESET = /^\s*#\s*preset\s+("(?:[^"\\]|\\.)*")\s*(\[.*\])\s*([0-9a-f]{16})?\s*$/;
 const ATOM = /^L(\d+)\.([qkvo])\[(\d+)\]$/i;
 const WEIGHT = /^(L\d+\.[qkvo]\[\d+\])=([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)(%?)$/i;
 const LAST = { weight: 0, other: 0, mute: 1, solo: 2, keep: 3 };
@@ -21,22 +23,29 @@ const MOST_UNDOS = 200;
 
 /** The mix that a text describes. @returns {Mix} */
 export function parse(text) {
-  const mix = { hash: "", presets: {}, lines: [] };
+  const [found, lines] = [[], []];
+  let hash = "";
   for (const line of text.split(/\r\n|\r|\n/)) {
-    const hash = HASH.exec(line);
+    const madeOn = HASH.exec(line);
     const preset = readPreset(line);
-    if (hash) mix.hash = hash[1];
-    else if (preset) mix.presets[preset.name] = preset.lines;
-    else if (line.trim()) mix.lines.push(parseLine(line));
+    if (madeOn) hash = madeOn[1];
+    else if (preset) found.push(preset);
+    else if (line.trim()) lines.push(parseLine(line));
   }
-  return { ...mix, hash: isNumbered(mix) ? mix.hash : "", lines: onlyLastOfTheWhole(mix.lines) };
+  // A preset without a hash was kept when those above the lines were all that there were.
+  const presets = found.map((one) => [one.name, { hash: isNumbered(one.lines) ? one.hash || hash : "", lines: one.lines }]);
+  return {
+    hash: lines.some(byNumber) ? hash : "",
+    presets: Object.fromEntries(presets),
+    lines: onlyLastOfTheWhole(lines),
+  };
 }
 
 /** The text that `parse` reads as this mix. */
 export function format(mix) {
-  const head = mix.hash && isNumbered(mix) ? [`# dictionary ${mix.hash}`] : [];
+  const head = mix.hash && mix.lines.some(byNumber) ? [`# dictionary ${mix.hash}`] : [];
   const presets = Object.entries(mix.presets).map(
-    ([name, lines]) => `# preset ${JSON.stringify(name)} ${JSON.stringify(lines)}`,
+    ([name, { hash, lines }]) => `# preset ${JSON.stringify(name)} ${JSON.stringify(lines)} ${hash}`.trimEnd(),
   );
   return [...head, ...presets, ...mix.lines.map((line) => line.text)].map((line) => `${line}\n`).join("");
 }
@@ -118,12 +127,14 @@ export function paste(mix, text) {
 
 /** Keeps the lines of now under a name. */
 export function savePreset(mix, name) {
-  return { ...mix, presets: { ...mix.presets, [name]: mix.lines.map((line) => line.text) } };
+  const preset = { hash: mix.hash, lines: mix.lines.map((line) => line.text) };
+  return { ...mix, presets: { ...mix.presets, [name]: preset } };
 }
 
-/** Takes a preset's lines in place of those of now. */
+/** Takes a preset's lines, and the dictionary they hold for, in place of those of now. */
 export function usePreset(mix, name) {
-  return { ...mix, lines: parse(mix.presets[name].join("\n")).lines };
+  const { hash, lines } = mix.presets[name];
+  return { ...mix, hash, lines: parse(lines.join("\n")).lines };
 }
 
 /** Forgets a preset. */
@@ -136,11 +147,17 @@ export function isStale(mix, hash) {
   return Boolean(mix.hash && hash && mix.hash !== hash && mix.lines.some(byNumber));
 }
 
-/** The mix for another dictionary, without the strips that it doesn't have. @param {Set<string>} known its addresses */
+/**
+ * The mix for another dictionary, without the strips that it doesn't have. Presets of the same dictionary as the lines come
+ * along; others stay what they are. @param {Set<string>} known its addresses
+ */
 export function adopt(mix, hash, known) {
-  const lines = mix.lines.filter((line) => !line.address || known.has(line.address));
-  const solo = [...strips(mix).solo].filter((address) => known.has(address));
-  return withSolo({ ...mix, hash, lines }, solo);
+  const presets = Object.entries(mix.presets).map(([name, preset]) => {
+    if (!preset.hash || preset.hash !== mix.hash) return [name, preset];
+    const { lines } = onlyKnown(parse(preset.lines.join("\n")), known);
+    return [name, { hash, lines: lines.map((line) => line.text) }];
+  });
+  return { ...onlyKnown(mix, known), hash, presets: Object.fromEntries(presets) };
 }
 
 /** Texts that were, for undo and redo. */
@@ -200,16 +217,16 @@ function readPreset(line) {
   const found = PRESET.exec(line);
   if (!found) return null;
   try {
-    const [name, lines] = [JSON.parse(found[1]), JSON.parse(found[2])];
-    return lines.every((one) => typeof one === "string") ? { name, lines } : null;
+    const [name, lines, hash] = [JSON.parse(found[1]), JSON.parse(found[2]), found[3] ?? ""];
+    return lines.every((one) => typeof one === "string") ? { name, lines, hash } : null;
   } catch {
     return null; // written by hand: stays a comment
   }
 }
 
-/** Whether numbers of atoms stand in the mix: only those belong to one dictionary. */
-function isNumbered({ lines, presets }) {
-  return lines.some(byNumber) || Object.values(presets).some((texts) => texts.some((text) => byNumber({ text })));
+/** Whether numbers of atoms stand in texts: only those belong to one dictionary. */
+function isNumbered(texts) {
+  return texts.some((text) => byNumber({ text }));
 }
 
 function byNumber({ text }) {
@@ -231,6 +248,12 @@ function onlyLastOfTheWhole(lines) {
 function insert(lines, line) {
   const before = lines.findIndex((old) => LAST[old.kind] > LAST[line.kind]);
   return before < 0 ? [...lines, line] : [...lines.slice(0, before), line, ...lines.slice(before)];
+}
+
+function onlyKnown(mix, known) {
+  const lines = mix.lines.filter((line) => !line.address || known.has(line.address));
+  const solo = [...strips(mix).solo].filter((address) => known.has(address));
+  return withSolo({ ...mix, lines }, solo);
 }
 
 function withSolo(mix, addresses) {

@@ -1,7 +1,7 @@
 /** One row of the list. Rows are few and are used again for other atoms while the list scrolls. */
 
 import { make, showPicture } from "./dom.js";
-import { signs, silence } from "./list.js";
+import { linesOf, signs, silence } from "./list.js";
 import { numberText } from "./state.js";
 
 const FROM = -1;
@@ -59,25 +59,32 @@ export class Strip {
     } else this.showAtom(row.atom, now);
   }
 
-  showAtom(atom, { state, stale, cut, bar }) {
+  /** Whether it goes on showing what it shows, with knobs that can be turned, where it shows a row. */
+  keeps(row, { frozen }) {
+    return row.head ? row.head === this.row.head : !frozen && row.atom?.address === this.address;
+  }
+
+  showAtom(atom, now) {
+    const { state, frozen, cut, bar } = now;
     const address = this.address;
     const weight = state.weights.get(address) ?? atom?.weight ?? 1;
     const called = atom?.label ? `${atom.label}, ${address}` : address;
     this.name.textContent = atom?.label || address;
     this.element.title = atom ? "" : `${called} is gone`;
-    this.element.classList.toggle("sa-is-silent", Boolean(silence(address, atom?.rank, state, cut)));
+    this.element.classList.toggle("sa-is-silent", Boolean(silence(address, atom, state, cut)));
     this.element.classList.toggle("sa-is-changed", state.weights.has(address));
     this.share.style.width = atom ? `${100 * bar(atom)}%` : "0";
     showPicture(this.thumbnail, atom?.thumbnail ?? "");
     this.badges.replaceChildren(...badgesOf(atom));
-    this.set(weight);
+    this.setAnew(weight);
     this.solo.checked = state.solo.has(address);
     this.mute.checked = state.muted.has(address);
     const names = ["Weight of", "Weight as a number of", "Solo", "Mute"];
     this.knobs.forEach((knob, i) => {
-      knob.disabled = stale || !atom;
+      knob.disabled = frozen || !atom;
       knob.setAttribute("aria-label", `${names[i]} ${called}`);
     });
+    this.slider.setAttribute("aria-description", atom ? linesOf(atom, now).join("; ") : "");
   }
 
   /** Makes the knobs of this row, and of no other, those that Tab reaches. */
@@ -85,7 +92,16 @@ export class Strip {
     for (const knob of [this.head, this.slider, this.number, this.solo, this.mute]) knob.tabIndex = yes ? 0 : -1;
   }
 
+  /** Sets the weight where it is not what it was: a number that is being typed outlives that the list scrolls. */
+  setAnew(weight) {
+    const shown = `${this.address} ${weight}`;
+    if (shown === this.shown) return;
+    this.set(weight);
+    this.shown = shown;
+  }
+
   set(weight) {
+    this.shown = "";
     this.slider.value = weight;
     this.number.value = numberText(weight);
     this.slider.setAttribute("aria-valuetext", numberText(weight));
@@ -99,7 +115,10 @@ export class Strip {
     });
     slider.addEventListener("change", () => on.weigh(this.address, Number(slider.value)));
     slider.addEventListener("dblclick", () => on.weigh(this.address, null));
-    number.addEventListener("change", () => on.weigh(this.address, number.value === "" ? null : Number(number.value)));
+    number.addEventListener("change", () => {
+      this.shown = "";
+      on.weigh(this.address, number.value === "" ? null : Number(number.value));
+    });
     solo.addEventListener("change", () => on.solo(this.address, solo.checked));
     mute.addEventListener("change", () => on.mute(this.address, mute.checked));
   }
