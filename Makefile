@@ -66,6 +66,8 @@ bench-mixer: $(VENV)/test
 	@$(PYTHON) -c "import playwright" 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check playwright
 	COMFYUI_PATH="$(COMFYUI_PATH)" $(PYTHON) -m benchmarks.mixer_latency
 
+# All benchmarks: reports of whole runs go to benchmarks/results, those of a part of the work to out/.
+
 # Hours; goes on where it was stopped. Options: make bench-edit EDIT="--quick"
 bench-edit: $(VENV)/test
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ART); fi

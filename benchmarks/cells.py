@@ -44,6 +44,7 @@ class Cells:
         """Adds those of the named results that are known to a file: a line for each."""
         known = _read(file) | {name: _rounded(self[name]) for name in names if name in self}
         lines = [f"{json.dumps([name, known[name]])}\n" for name in sorted(known)]
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, "".join(lines).encode())
 
     def _path(self, name: str) -> Path:
@@ -70,5 +71,13 @@ def digest(value: Any) -> str:
 
 def source_digest(roots: Iterable[Path]) -> str:
     """12 hex digits of all Python files below some folders: figures of other code are other figures."""
-    files = sorted(file for root in roots for file in ([root] if root.is_file() else root.rglob("*.py")))
-    return digest([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
+    return _digest_of_files(file for root in roots for file in ([root] if root.is_file() else root.rglob("*.py")))
+
+
+def weights_digest(*folders: Path) -> str:
+    """12 hex digits of all weights below some folders."""
+    return _digest_of_files(file for folder in folders for file in folder.rglob("*.safetensors"))
+
+
+def _digest_of_files(files: Iterable[Path]) -> str:
+    return digest([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in sorted(files)])

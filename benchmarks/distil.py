@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from sparse_core.controls import Keep, SparseAdapter, Stack
 from sparse_core.demo.lessons import creatures
-from sparse_core.demo.model import load_pipeline
+from sparse_core.demo.model import bundled_path, load_pipeline
 from sparse_core.demo.shipped import LORAS, lora_name
 from sparse_core.files import write_atomically
 from sparse_core.generate import Sampling, generate
@@ -30,15 +31,19 @@ from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.training import Progress, TrainingSettings, distil, questioned
 from sparse_core.training.distilling import DEFAULTS
 
-from .cells import Cells, source_digest
+from . import destination
+from .cells import Cells, source_digest, weights_digest
 from .machine import versions
 from .quality.scores import distance
 from .tables import table
 
 HERE = Path(__file__).parent
-RESULTS, CORE = HERE / "results", HERE.parent / "sparse_core"
-SOURCES = [CORE / "training" / f"{name}.py" for name in ("distilling", "learners", "loop", "objective")]
-SOURCES += [CORE / f"{name}.py" for name in ("coding", "controls", "dictionary", "generate")] + [Path(__file__)]
+CORE = HERE.parent / "sparse_core"
+SOURCES = [CORE / "training" / f"{name}.py" for name in ("distilling", "learners", "loop", "objective", "prior")]
+SOURCES += [CORE / f"{name}.py" for name in ("coding", "controls", "dictionary", "examples", "generate", "layers")]
+SOURCES += [CORE / f"{name}.py" for name in ("modules", "plan", "sampling")]
+SOURCES += [CORE / "analysis" / "importance.py", CORE / "hosts", CORE / "lora"]
+SOURCES += [HERE / "quality" / "scores.py", Path(__file__)]
 DENSITIES = (1.0, 0.5, 0.25, 0.1, 0.03)
 PLACES = {"on the left": 0, "in the middle": 32, "on the right": 56}
 """Where the world puts big things: from which column of 128 on."""
@@ -129,9 +134,15 @@ def report(results: dict) -> str:
     return f"# Distilling LoRAs\n\n{__doc__}\n{text}\n"
 
 
-def main() -> None:
+def conditions(settings: TrainingSettings) -> dict[str, Any]:
+    """What all figures depend on."""
+    weights = weights_digest(bundled_path(), LORAS)
+    return {"settings": settings.record(), "sources": source_digest(SOURCES), "weights": weights}
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("benchmarks.distil", description=__doc__)
     parser.add_argument(
         "--settings",
         type=json.loads,
@@ -140,11 +151,15 @@ def main() -> None:
         help='other than the default ones, such as {"batch": 8}',
     )
     parser.add_argument("--only", choices=creatures(), action="append", help="this LoRA alone; may be repeated")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(default: benchmarks/results)")
     parser.add_argument("--cache", type=Path, default=HERE / "cache" / "distil", metavar="FOLDER")
-    options = parser.parse_args()
+    return destination.parse(parser, arguments, "distil", ("only", "settings"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures what is missing, then writes the report."""
+    options = read_arguments(arguments)
     settings = replace(DEFAULTS, **options.settings)
-    cells = Cells(options.cache, {"settings": settings.record(), "sources": source_digest(SOURCES)})
+    cells = Cells(options.cache, conditions(settings))
     found = {}
     for word in options.only or creatures():
         if word not in cells:  # each LoRA is kept as soon as it is measured
@@ -162,6 +177,7 @@ def main() -> None:
     write_atomically(options.out / "distil.json", (json.dumps(results, indent=1) + "\n").encode())
     write_atomically(options.out / "distil.md", report(results).encode())
     print(report(results))
+    print(f"Written to {options.out}.")
 
 
 if __name__ == "__main__":

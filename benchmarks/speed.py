@@ -4,8 +4,9 @@
     python -m benchmarks.speed --quick    fewer repeats and loads
     python -m benchmarks.speed --only 'sampling/comfyui/sd15/*' --only 'weight_change/*'
 
-Every figure is kept as soon as it is measured: an interrupted run goes on where it was. Figures of other code, settings
-or versions are never mixed. Without a ComfyUI its part is left out, and the table says so.
+Every figure is kept as soon as it is measured: an interrupted run goes on where it was. Figures of the report that are not measured
+anew stay, such as ComfyUI's where there is none; those of other code, settings or versions are named as such. The report of a quick
+run, or of other repeats, sizes or seeds, goes to ``out/speed``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from . import destination
 from . import sampling_speed as sampling
 from . import training_speed as training
 from .cells import Cells, source_digest
@@ -171,19 +173,18 @@ def measure(work: Iterable[Group], cells: Cells, patterns: list[str]) -> None:
 def merged(
     work: Iterable[Group], cells: Cells, conditions: Mapping[str, Any], before: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The report: a part of which nothing is known under these conditions stays as it was, with those it was measured under."""
-    found: dict[str, Any] = {}
-    parts: dict[str, Any] = {}
-    for group in work:
-        for name in group.cells:
-            if group.key(name) in cells:
-                found[name] = cells[group.key(name)]
-                parts[group.part] = {**conditions, "source": source_digest(SOURCES[group.part])}
-    for part, known in before.get("parts", {}).items():
-        if part not in parts:
-            parts[part] = known
-            found |= {name: value for name, value in before["cells"].items() if part_of(name) == part}
-    return {**summary(found), "parts": parts, "cells": found}
+    """The report: a figure that is not known under these conditions stays as it was. ``parts`` are the latest conditions of each
+    part, ``older`` those of figures that were measured under others."""
+    new = {name: cells[group.key(name)] for group in work for name in group.cells if group.key(name) in cells}
+    old = {name: value for name, value in before.get("cells", {}).items() if name not in new}
+    anew = {part: {**conditions, "source": source_digest(SOURCES[part])} for part in dict.fromkeys(map(part_of, new))}
+    parts = {**anew, **before.get("parts", {}), **anew}  # the newest first
+    known = {name: before.get("older", {}).get(name, before["parts"][part_of(name)]) for name in old}
+    older = {name: under for name, under in known.items() if under != parts[part_of(name)]}
+    order = dict.fromkeys([*(name for group in work for name in group.cells), *old])
+    every = {**old, **new}
+    found = {name: every[name] for name in order if name in every}
+    return {**summary(found), "parts": parts, **({"older": older} if older else {}), "cells": found}
 
 
 def part_of(name: str) -> str:
@@ -222,7 +223,8 @@ def as_markdown(reports: list[dict[str, Any]]) -> str:
         "# Speed",
         "Step time with sparse dictionaries on every projection of every attention, divided by the plain model's, in one "
         "process, in turn; the median. A step is one guided model call (negative and positive prompt). Weights are random, "
-        "shapes are the real models'. Made by `make bench-speed`.",
+        "shapes are the real models'. *Unmerged*: peft's layers beside the weights, as LoRAs are trained; loaders such as "
+        "ComfyUI's merge a LoRA into the weights, and then it costs nothing per step. Made by `make bench-speed`.",
     ]
     for report in reports:
         machines = dict.fromkeys(part["machine"]["device"] for part in report["parts"].values())
@@ -231,6 +233,7 @@ def as_markdown(reports: list[dict[str, Any]]) -> str:
             if part in report["parts"]:
                 parts += [f"### {part.capitalize()}", _conditions(report["parts"][part])]
                 parts += [section for write in sections if (section := write(report))]
+                parts += _older(report, part)
     return "\n\n".join(parts) + "\n"
 
 
@@ -242,6 +245,15 @@ def _conditions(known: dict[str, Any]) -> str:
         f"{known['machine']['device']}, {known['machine']['threads']} threads; {sizes}; {settings['repeats']} repeats; seed "
         f"{settings['seed']}; attention in ComfyUI: {settings['attention']}. {versions}."
     )
+
+
+def _older(report: dict[str, Any], part: str) -> list[str]:
+    """A line for all figures that were measured under the same conditions, other than those of the part."""
+    lines: dict[str, list[str]] = {}
+    for name, known in report.get("older", {}).items():
+        if part_of(name) == part:
+            lines.setdefault(f"{_conditions(known)} Code {known['source']}", []).append(f"`{name}`")
+    return [f"**From before**, under other conditions or of other code: {', '.join(n)}. {c}." for c, n in lines.items()]
 
 
 def _sampling(report: dict[str, Any]) -> str:
@@ -258,12 +270,17 @@ def _sampling(report: dict[str, Any]) -> str:
 
 
 def _peers(report: dict[str, Any]) -> str:
-    rows: list[list[object]] = [[f"step: {name.replace('_', ' ')}", v] for name, v in report.get("peers", {}).items()]
+    rows: list[list[object]] = [[f"step: {_peer(name)}", v] for name, v in report.get("peers", {}).items()]
     rows += [
         [f"milliseconds from a change to the first step: {name}", value]
         for name, value in report.get("weight_change_ms", {}).items()
     ]
     return table(["", "relative to plain, or ms"], rows) if rows else ""
+
+
+def _peer(name: str) -> str:
+    """What a reader calls a peer."""
+    return name.replace("peft_lora", "unmerged_peft_LoRA").replace("_", " ")
 
 
 def _training(report: dict[str, Any]) -> str:
@@ -276,13 +293,15 @@ def _training(report: dict[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------------------------ main
 
 
-def read_arguments() -> argparse.Namespace:
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         "benchmarks.speed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="three repeats and fewer loads")
-    parser.add_argument("--only", action="append", metavar="PATTERN", help="figures by name; may be repeated")
+    parser.add_argument(
+        "--only", action="append", metavar="PATTERN", help="these figures, beside those that are known; may be repeated"
+    )
     parser.add_argument("--list", action="store_true", help="print the names of all figures and end")
     parser.add_argument("--repeats", type=int, metavar="N", help="(default: 7, quick: 3)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
@@ -291,11 +310,8 @@ def read_arguments() -> argparse.Namespace:
         "--side", type=int, metavar="N", help="latent side of all models (default: 64; SDXL on a GPU: 128)"
     )
     parser.add_argument("--comfyui", type=Path, metavar="FOLDER", help="(default: $COMFYUI_PATH or ~/ComfyUI)")
-    parser.add_argument(
-        "--out", type=Path, default=HERE / "results", metavar="FOLDER", help="(default: benchmarks/results)"
-    )
     parser.add_argument("--cache", type=Path, default=HERE / "cache" / "speed", metavar="FOLDER")
-    return parser.parse_args()
+    return destination.parse(parser, arguments, "speed", ("quick", "repeats", "seed", "side"))
 
 
 def choose_settings(options: argparse.Namespace, device: torch.device) -> Settings:
@@ -347,7 +363,8 @@ def main() -> None:
         (options.out / "speed.md").write_text(as_markdown(reports))
     print(as_markdown([report]))
     if comfyui is None:
-        print("There is no ComfyUI here (set COMFYUI_PATH, run with its Python): its figures are left out.")
+        print("There is no ComfyUI here (set COMFYUI_PATH, run with its Python): its figures are not measured.")
+    print(f"Written to {options.out}.")
 
 
 if __name__ == "__main__":

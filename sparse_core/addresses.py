@@ -11,7 +11,7 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -157,9 +157,9 @@ class Layers:
     def __str__(self) -> str:
         return _range_text(self.first, self.last, "L")
 
-    def holds(self, number: int, layer: Layer) -> bool:
-        """Whether the layer of that number is among them."""
-        return self.first <= number <= self.last
+    def numbers(self, layers: Sequence[Layer]) -> Sequence[int]:
+        """Those of a model's layers that are among them."""
+        return range(self.first, min(self.last + 1, len(layers)))
 
     def why_none(self, layers: Sequence[Layer]) -> str:
         """The reason why none of a model's layers is among them."""
@@ -176,9 +176,9 @@ class Part:
     def __str__(self) -> str:
         return self.name
 
-    def holds(self, number: int, layer: Layer) -> bool:
-        """Whether the layer is of that kind or stage."""
-        return self.name in (layer.attention, layer.stage)
+    def numbers(self, layers: Sequence[Layer]) -> Sequence[int]:
+        """Those of a model's layers that are of that kind or stage."""
+        return [number for number, layer in enumerate(layers) if self.name in (layer.attention, layer.stage)]
 
     def why_none(self, layers: Sequence[Layer]) -> str:
         """The reason why none of a model's layers is among them."""
@@ -213,24 +213,22 @@ class Region(Selection):
     def _numbers(self) -> str:
         return ",".join(_range_text(*each) for each in self.atoms or ())
 
-    def _held(self, dictionary: SparseDictionary) -> set[Site]:
-        layers = dictionary.layers
-        return {
-            s for s in dictionary.sites if s.projection in self.sites and self.where.holds(s.layer, layers[s.layer])
-        }
+    def _held(self, dictionary: SparseDictionary) -> list[Site]:
+        layers = self.where.numbers(dictionary.layers)
+        return [site for n in layers for p in self.sites if (site := Site(n, p)) in dictionary.sites]
 
-    def _pick(self, dictionary: SparseDictionary) -> Tensor:
-        picked = torch.zeros(len(dictionary), dtype=torch.bool)
-        views = _by_site(dictionary, picked)
+    def places(self, dictionary: SparseDictionary) -> Iterator[tuple[Site, slice]]:
+        """The atoms it picks, as ranges of sites; a range may go beyond its site."""
         for site in self._held(dictionary):
             for first, last in self.atoms or ((0, LARGEST),):
-                views[site][first : last + 1] = True
-        return picked
+                yield site, slice(first, last + 1)
+
+    def _pick(self, dictionary: SparseDictionary) -> Tensor:
+        return _at(self.places(dictionary), dictionary)
 
     def _why_none(self, dictionary: SparseDictionary) -> str:
-        layers = dictionary.layers
-        if not any(self.where.holds(number, layer) for number, layer in enumerate(layers)):
-            return self.where.why_none(layers)
+        if not self.where.numbers(dictionary.layers):
+            return self.where.why_none(dictionary.layers)
         place = replace(self, atoms=None)
         largest = max((len(dictionary.sites[site]) for site in self._held(dictionary)), default=0)
         if largest:
@@ -307,11 +305,8 @@ class Label(Selection):
     def _pick(self, dictionary: SparseDictionary) -> Tensor:
         # A bracket is a bracket: labels hold them, and a class of characters is of no use here.
         pattern = self.pattern.casefold().replace("[", "[[]")
-        picked = torch.zeros(len(dictionary), dtype=torch.bool)
-        for address, label in dictionary.labels.items():
-            if fnmatchcase(label.casefold(), pattern):
-                picked |= _labelled(address, label)._pick(dictionary)
-        return picked
+        named = [(a, label) for a, label in dictionary.labels.items() if fnmatchcase(label.casefold(), pattern)]
+        return _at((place for one in named for place in _labelled(*one).places(dictionary)), dictionary)
 
     def _why_none(self, dictionary: SparseDictionary) -> str:
         labels = sorted(set(dictionary.labels.values()))
@@ -439,11 +434,6 @@ def parse_lines(text: str) -> list[Line]:
     return lines
 
 
-def format_lines(lines: Iterable[Line]) -> str:
-    """Canonical text, one line each: ``parse_lines`` gives equal lines, numbered anew."""
-    return "".join(f"{line}\n" for line in lines)
-
-
 class _Misread(Exception):
     """What is wrong at one position of a text; callers add which text it was."""
 
@@ -560,6 +550,15 @@ def _labelled(address: str, label: str) -> Region:
     if not isinstance(selection, Region):
         raise AddressError(f"Label {label!r} is on {_excerpt(address)}, which is not an address such as L17.v[137].")
     return selection
+
+
+def _at(places: Iterable[tuple[Site, slice]], dictionary: SparseDictionary) -> Tensor:
+    """Boolean (all atoms of the dictionary,): those at the places."""
+    picked = torch.zeros(len(dictionary), dtype=torch.bool)
+    views = _by_site(dictionary, picked)
+    for site, atoms in places:
+        views[site][atoms] = True
+    return picked
 
 
 def _by_site(dictionary: SparseDictionary, flat: Tensor) -> dict[Site, Tensor]:

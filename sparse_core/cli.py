@@ -269,6 +269,15 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
     if state.exists() and not (options.resume or options.anew):
         steps = TrainingState.load(state).step
         raise ValueError(f"{state} holds {steps} steps; give --resume to go on, or --anew to start over.")
+    if options.resume and not state.exists():
+        # A training that has ended leaves no state, and starting over would replace what it gave.
+        if out.exists():
+            raise ValueError(
+                f"There is nothing to resume: {out} is there, but no unfinished training into it. Leave out --resume to train "
+                "anew and replace it, or choose another file with --out."
+            )
+        if processes.leads:
+            print(f"There is nothing to resume: {state} does not exist. The training starts at its first step.")
     pipeline = load_pipeline(options.model, options.config)
     host = DiffusersHost(pipeline)
     side = native_side(pipeline)
@@ -294,7 +303,8 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
     with stop_on_interrupt() as stopped, tqdm(total=settings.steps, desc="training", unit="step", disable=quiet) as bar:
 
         def on_step(progress: Progress) -> None:
-            bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
+            losses = {"loss": [progress.loss], "held out": progress.held_out}
+            bar.set_postfix({name: f"{some[-1]:.4f}" for name, some in losses.items() if some}, refresh=False)
             bar.update(progress.step - bar.n)
             if processes.any(bool(stopped)):
                 stopped.append(signal.SIGINT)  # where it reached another process only
@@ -314,11 +324,16 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
     if quiet:
         return 0
     save_dictionary(dictionary, out)
-    if dictionary.metadata["training"]["finished"]:
+    record = dictionary.metadata["training"]
+    if record["finished"]:
         state.unlink(missing_ok=True)
     print(f"{out}: {len(dictionary)} atoms, {out.stat().st_size / 1000:.0f} kB")
+    if checks := record["held_out"]:
+        print(f"Held-out loss, every {settings.check_every} steps: {', '.join(f'{loss:.4f}' for loss in checks)}")
     if stopped:
-        print(f"{PROGRAM}: interrupted; what was learnt in {bar.n} steps is saved. --resume goes on.", file=sys.stderr)
+        further = "The training is finished." if record["finished"] else "--resume goes on."
+        learnt = f"what was learnt in {record['steps_done']} steps is saved"
+        print(f"{PROGRAM}: interrupted; {learnt}. {further}", file=sys.stderr)
         return INTERRUPTED
     return 0
 

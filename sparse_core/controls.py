@@ -400,7 +400,8 @@ class SparseAdapter:
         :raises AddressError: a selection picks nothing in this dictionary.
         """
         adapter = replace(self, controls=(*self.controls, *controls))
-        adapter.state  # noqa: B018 - resolves every selection
+        # From here on, not from the start: each of a hundred nodes would resolve the selections of all before it.
+        vars(adapter)["state"] = self._controlled(self.state, controls)
         return adapter
 
     def at_strength(self, strength: float) -> SparseAdapter:
@@ -410,8 +411,10 @@ class SparseAdapter:
     @cached_property
     def state(self) -> State:
         """What the controls amount to."""
-        state = State.neutral(self.dictionary)
-        for control in self.controls:
+        return self._controlled(State.neutral(self.dictionary), self.controls)
+
+    def _controlled(self, state: State, controls: Sequence[Control]) -> State:
+        for control in controls:
             state = control.apply(state, self.dictionary)
         return state
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers import Layer, Projection, Site, family, fingerprint
+from .layers import Layer, Site, family, fingerprint
 from .modules import LowRank
 
 
@@ -127,10 +127,6 @@ class SparseDictionary:
         """Number of stored values that act on a picture (what was measured of atoms does not)."""
         acting = ("encoder", "bias", "threshold", "directions")
         return sum(getattr(atoms, name).numel() for atoms in self.sites.values() for name in acting)
-
-    def of_layer(self, layer: int) -> Iterator[tuple[Projection, Atoms]]:
-        """The sites of one layer."""
-        return ((site.projection, atoms) for site, atoms in self.sites.items() if site.layer == layer)
 
     def map(self, function) -> SparseDictionary:
         """The same dictionary with ``function(atoms)`` in place of every site's atoms."""

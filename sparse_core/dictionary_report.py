@@ -19,12 +19,13 @@ from .analysis.comparison import duplicates
 from .analysis.importance_chart import importance_chart, importance_meaning
 from .analysis.labels import as_image, with_looks
 from .analysis.ranking import importance_curve, ranking
-from .analysis.recording import MOST_ATOMS, Recorder, Recording, chosen_atoms, reads_words
+from .analysis.recording import MOST_ATOMS, Recorder, Recording, chosen_atoms
 from .controls import SparseAdapter
 from .dictionary import SparseDictionary
 from .files import write_atomically
 from .generate import Sampling, generate
 from .hosts.diffusers import DiffusersHost
+from .layers import reads_words
 from .pictures import CaptionedPicture, encode_pictures
 from .report import data_uri as png_uri
 from .training.metadata import data_uri as jpeg_uri

@@ -57,6 +57,11 @@ class Site(NamedTuple):
         return f"L{self.layer}.{self.projection}"
 
 
+def reads_words(site: Site, layers: Sequence[Layer]) -> bool:
+    """Whether a coefficient of the site belongs to a word; all others belong to a place in the picture."""
+    return layers[site.layer].attention == "attn2" and site.projection in "kv"
+
+
 def fingerprint(layers: Sequence[Layer]) -> str:
     """16 hex digits that are equal for two models exactly when a dictionary of one fits the other."""
     return hashlib.sha256(json.dumps([list(layer) for layer in layers]).encode()).hexdigest()[:16]

@@ -48,7 +48,7 @@ class Mix(NamedTuple):
 
     lines: list[Line]
     made_on: str
-    """Hash of the dictionary that the atoms' numbers belong to; empty for any."""
+    """`atoms_hash` of the dictionary that the atoms' numbers belong to; empty for any."""
 
 
 def parse_mix(text: str) -> Mix:
@@ -66,7 +66,7 @@ def mix(adapter: SparseAdapter, text: str) -> SparseAdapter:
     """
     lines, made_on = parse_mix(text)
     numbered = [line for line in lines if _by_number(line.selection)]
-    if made_on and numbered and made_on != (found := content_hash(adapter.dictionary)):
+    if made_on and numbered and made_on != (found := atoms_hash(adapter.dictionary)):
         raise AddressError(_another(numbered, made_on, found, adapter.dictionary))
     return adapter.with_controls(*_controls(lines, adapter.dictionary))
 
@@ -100,9 +100,10 @@ class SetEach:
         return replace(state, sites=sites)
 
 
-def content_hash(dictionary: SparseDictionary) -> str:
-    """16 hex digits of what the atoms draw. Values count as a file stores them, so that saving a dictionary and loading it
-    does not change them."""
+def atoms_hash(dictionary: SparseDictionary) -> str:
+    """16 hex digits of what the atoms draw, which is what their numbers stand for: a LoRA's rest, which has no number, does not
+    count, as it does in `compose.provenance.content_hash`. Values count as a file stores them, so that saving a dictionary and
+    loading it does not change them."""
     digest = hashlib.sha256(dictionary.fingerprint.encode())
     for site, atoms in dictionary.sites.items():
         for name in ACTING:
@@ -116,7 +117,7 @@ def panel_data(adapter: SparseAdapter) -> dict[str, Any]:
     """What the panel shows, as JSON: the atoms as they come in, the most important first."""
     dictionary, rows = adapter.dictionary, atom_rows(adapter)
     return {
-        "hash": content_hash(dictionary),
+        "hash": atoms_hash(dictionary),
         "title": str(dictionary.metadata.get("modelspec.title", "")),
         "atoms": [
             [
@@ -181,14 +182,7 @@ def _sets_single_atoms(line: Line) -> bool:
 
 
 def _places(region: Region, dictionary: SparseDictionary) -> list[tuple[Site, slice]]:
-    layers = range(region.where.first, min(region.where.last + 1, len(dictionary.layers)))
-    sites = [site for n in layers for p in region.sites if (site := Site(n, p)) in dictionary.sites]
-    found = [
-        (site, slice(first, last + 1))
-        for site in sites
-        for first, last in region.atoms
-        if first < len(dictionary.sites[site])
-    ]
+    found = [(site, picked) for site, picked in region.places(dictionary) if picked.start < len(dictionary.sites[site])]
     if not found:
         region.resolve(dictionary)  # raises, and says what there is instead
     return found

@@ -47,7 +47,7 @@ def read_folder(folder: Path, word: str | None, side: int) -> list[CaptionedPict
 
     :param side: the size the model was trained at; pictures are fitted to it.
     :raises ValueError: there is no folder, no picture, a picture or caption that can't be read, a picture without a caption,
-        or a mask that does not fit its picture.
+        or a mask that does not fit its picture or is black everywhere.
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}; expected one with pictures ({', '.join(SUFFIXES)}).")
@@ -108,6 +108,11 @@ def _captioned(path: Path, where: Path | None, word: str | None, side: int) -> C
                 "expected the same size. Draw the mask over the picture."
             )
         mask = fit(mask, side)
+        if mask.getbbox() is None:
+            raise ValueError(
+                f"{where.name} is black everywhere, so nothing of {path.name} would be learnt. Paint white what counts, or "
+                "remove the mask."
+            )
     return CaptionedPicture(path.name, fit(picture, side), _caption(path, word), mask)
 
 

@@ -335,7 +335,7 @@ def _place(mask: Tensor, crop: Crop, grid: tuple[int, int]) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------- compiling
 
 NOWHERE = -1
-"""The region of an atom whose masks leave it no place."""
+"""The region of an atom that can't act, or whose masks leave it no place."""
 
 
 def compile_plan(stack: Stack, layers: Sequence[Layer]) -> Plan:
@@ -352,9 +352,9 @@ def compile_plan(stack: Stack, layers: Sequence[Layer]) -> Plan:
         for site, atoms in adapter.dictionary.sites.items():
             state = adapter.state.sites[site]
             region = _regions(state, adapter.state, masks)
-            gate = _gates(state, adapter.state, gates)
-            able = state.able & region.ne(NOWHERE)
+            able = region.ne(NOWHERE)
             if able.any():
+                gate = _gates(state, adapter.state, able, gates)
                 followed = [(p, f) for p, f in zip(adapter.state.replays, state.replays, strict=True) if f.any()]
                 pieces.setdefault(site, []).append(_Piece(number, atoms, state.weight, region, gate, able, followed))
         if adapter.dictionary.rest and (part := _rest(adapter.state, masks, gates)) is not None:
@@ -403,11 +403,13 @@ WHOLE = -2
 
 def _regions(state: SiteState, whole: State, masks: list[Tensor]) -> Tensor:
     """(m,) region of each atom: an index into ``masks`` (extended as needed), `WHOLE` or `NOWHERE`."""
-    if not state.masks.any():
-        return torch.full_like(state.weight, WHOLE, dtype=torch.long)
-    combinations, of_atom = state.masks.unique(dim=1, return_inverse=True)
-    found = [_intern(_product([whole.masks[i] for i in c.nonzero()[:, 0]]), masks) for c in combinations.T]
-    return torch.tensor(found)[of_atom]
+    region = torch.where(state.able, WHOLE, NOWHERE)
+    chosen = state.masks[:, state.able]
+    if chosen.any():
+        combinations, of_atom = chosen.unique(dim=1, return_inverse=True)
+        found = [_intern(_product([whole.masks[i] for i in c.nonzero()[:, 0]]), masks) for c in combinations.T]
+        region[state.able] = torch.tensor(found)[of_atom]
+    return region
 
 
 def _product(factors: list[Tensor]) -> Tensor | None:
@@ -432,20 +434,22 @@ def _intern(mask: Tensor | None, masks: list[Tensor]) -> int:
     return len(masks) - 1
 
 
-def _gates(state: SiteState, whole: State, gates: dict[Gate, int]) -> Tensor:
-    """(m,) index into ``gates``, extended as needed."""
-    plain = not any(choices.any() for choices in (state.schedules, state.pictures, state.triggers))
-    if plain and bool(state.positive.all()) and bool(state.negative.all()):
-        return torch.zeros_like(state.weight, dtype=torch.long)
+def _gates(state: SiteState, whole: State, able: Tensor, gates: dict[Gate, int]) -> Tensor:
+    """(m,) index into ``gates``, extended as needed. Those of atoms that are not ``able`` (m,) stay out: whoever waits for a
+    word or a prompt asks every model call for it."""
+    gate = torch.zeros_like(state.weight, dtype=torch.long)
     prompts = torch.stack([state.positive, state.negative])
-    traits = (prompts, state.schedules, state.pictures, state.triggers)
+    traits = [part[:, able] for part in (prompts, state.schedules, state.pictures, state.triggers)]
+    if bool(traits[0].all()) and not any(part.any() for part in traits[1:]):
+        return gate
     combinations, of_atom = torch.cat(traits).unique(dim=1, return_inverse=True)
     found = []
     for combination in combinations.T:
         (positive, negative), *chosen = (part.tolist() for part in combination.split([len(part) for part in traits]))
         curves, pictures, triggers = map(tuple, map(compress, (whole.curves, whole.pictures, whole.triggers), chosen))
         found.append(gates.setdefault(Gate(curves, positive, negative, pictures, triggers), len(gates)))
-    return torch.tensor(found)[of_atom]
+    gate[able] = torch.tensor(found)[of_atom]
+    return gate
 
 
 class _ModulePiece(NamedTuple):
@@ -460,9 +464,9 @@ class _ModulePiece(NamedTuple):
 def _rest(state: State, masks: list[Tensor], gates: dict[Gate, int]) -> tuple[float, int, int] | None:
     """Weight, region and gate of a dictionary's rest, or None where it can't act."""
     rest = state.rest
-    region, gate = int(_regions(rest, state, masks)), int(_gates(rest, state, gates))
-    able = bool(rest.able) and region != NOWHERE
-    return (float(rest.weight), region, gate) if able else None
+    region = _regions(rest, state, masks)
+    able = region.ne(NOWHERE)
+    return (float(rest.weight), int(region), int(_gates(rest, state, able, gates))) if able.any() else None
 
 
 def _module(parts: list[_ModulePiece]) -> ModulePlan:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .addresses import ALL, Selection
-from .analysis.recording import Recording, check_places, check_rows, reads_words
+from .analysis.recording import Recording, check_places, check_rows
 from .controls import Selected, SiteState, State
 from .dictionary import SparseDictionary
-from .layers import Site
+from .layers import Site, reads_words
 from .plan import Crop, Moment
 
 
@@ -125,9 +125,10 @@ def _fitted(maps: Tensor, crop: Crop, grid: tuple[int, int]) -> Tensor:
 
 
 def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(m, height, width) -> (m, *size)."""
-    if tuple(maps.shape[-2:]) == size:
-        return maps
-    if size[0] < maps.shape[-2]:
-        return F.interpolate(maps[None], size=size, mode="area")[0]
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+    """(m, height, width) -> (m, *size): each axis averaged where it shrinks and interpolated where it grows."""
+    height, width = map(min, maps.shape[-2:], size)
+    if (height, width) != tuple(maps.shape[-2:]):
+        maps = F.interpolate(maps[None], size=(height, width), mode="area")[0]
+    if (height, width) != size:
+        maps = F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+    return maps

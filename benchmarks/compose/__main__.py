@@ -3,7 +3,8 @@
     python -m benchmarks.compose             ten pairs of each half, two seeds: many hours on two CPU cores
     python -m benchmarks.compose --quick     two pairs of each half, an hour
 
-Every figure is kept as soon as it is measured: a run that was stopped goes on where it was.
+Every figure is kept as soon as it is measured: a run that was stopped goes on where it was. The report of other numbers of pairs
+or seeds goes to ``out/compose``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 from sparse_core.demo.model import bundled_path
 
+from .. import destination
 from ..machine import versions
 from ..quality.concepts import CONCEPTS, HALVES, STYLES_OF_HALF, tasks
 from ..quality.table import Setup
@@ -23,7 +25,7 @@ from .composing import METHODS
 from .pairs import pairs
 from .table import Bench, Look, looks
 
-RESULTS = Path(__file__).parent.parent
+HERE = Path(__file__).parent
 SCALES = (0.6, 0.8, 1.0, 1.2)
 """Strengths tried on the development half."""
 CONCEPTS_OF_HALF = 4
@@ -33,14 +35,13 @@ CONCEPTS_OF_HALF = 4
 class Tier(NamedTuple):
     """How much is measured."""
 
-    name: str
     pairs: int
     """Of each half."""
     seeds: tuple[int, ...]
 
 
-WHOLE = Tier("whole", pairs=10, seeds=(0, 1))
-QUICK = Tier("quick", pairs=2, seeds=(0,))
+WHOLE = Tier(pairs=10, seeds=(0, 1))
+QUICK = Tier(pairs=2, seeds=(0,))
 
 
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -52,11 +53,8 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     parser.add_argument("--pairs", type=int, metavar="N", help="of each half (default: 10, quick: 2)")
     parser.add_argument("--seeds", type=int, metavar="N", help="how many (default: 2, quick: 1)")
     parser.add_argument("--art", type=Path, metavar="ICONS_JSON", help="(default: $SPARSE_ATOMS_ART or node_modules)")
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS / "results", metavar="FOLDER", help="(default: benchmarks/results)"
-    )
-    parser.add_argument("--cache", type=Path, default=RESULTS / "cache" / "quality", metavar="FOLDER")
-    return parser.parse_args(arguments)
+    parser.add_argument("--cache", type=Path, default=HERE.parent / "cache" / "quality", metavar="FOLDER")
+    return destination.parse(parser, arguments, "compose", ("quick", "pairs", "seeds"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,13 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = {
         **report.summary(bench, held_out),
         "dev": report.summary(bench, looks(met["dev"], tier.seeds, chosen)),
-        "tier": tier.name,
         "seeds": list(tier.seeds),
         "prompts": bench.setup.prompts,
         "versions": versions("torch", "diffusers", "peft", "transformers", "numpy"),
     }
     report.write(found, bench, [look for look in held_out if look.seed == tier.seeds[0]], options.out)
     print(report.as_markdown(found))
+    print(f"Written to {options.out}.")
 
 
 def chosen_scale(bench: Bench, tried: Sequence[Look], method: str) -> float:

@@ -21,6 +21,9 @@ from .pairs import render
 from .scores import Answers
 from .table import SHOWN, Bench, Look
 
+MEETING = {"concept": "two concepts", "style": "a concept and a style"}
+"""What pairs of each kind are."""
+
 
 def best_scale(answers: Mapping[float, Sequence[Answers]]) -> float:
     """The scale with the most pictures in which everything is right; of equals the one with the least cross talk."""
@@ -61,6 +64,7 @@ def summary(bench: Bench, looks: Sequence[Look]) -> dict[str, Any]:
         name: [look for look in looks if look.method == name] for name in dict.fromkeys(k.method for k in looks)
     }
     ends = [bench.references(pair) for pair in pairs]
+    kinds = dict.fromkeys(pair.kind for pair in pairs)
     return {
         "methods": {
             name: {**figures([bench.answers(look) for look in mine]), "scale": mine[0].scale}
@@ -69,6 +73,16 @@ def summary(bench: Bench, looks: Sequence[Look]) -> dict[str, Any]:
         "reference": {name: figures([end[name] for end in ends]) for name in ("right", "wrong")},
         "pairs": len(pairs),
         "asked": sum(len(bench.asked(pair)) for pair in pairs),
+        "by_kind": {
+            kind: {
+                "pairs": sum(pair.kind == kind for pair in pairs),
+                "both_present_and_obeyed": {
+                    name: _share([bench.answers(k).both_present_and_obeyed() for k in mine if k.pair.kind == kind])
+                    for name, mine in of_method.items()
+                },
+            }
+            for kind in kinds
+        },
     }
 
 
@@ -83,7 +97,8 @@ def write(report: Mapping[str, Any], bench: Bench, shown: Sequence[Look], out: P
 def as_markdown(report: Mapping[str, Any]) -> str:
     """Everything a reader compares, in tables."""
     known = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    seeds = ", ".join(map(str, report["seeds"]))
+    numbers = ", ".join(map(str, report["seeds"]))
+    seeds = f"{len(report['seeds'])} {'seed' if len(report['seeds']) == 1 else 'seeds'} ({numbers})"
     parts = [
         "# Composing",
         "Two concepts, or a concept and a style, are taught apart, each with a word of its own, as sparse dictionaries and "
@@ -93,10 +108,13 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "talk*: share of places at which the other concept is seen. Only prompts count whose right render passes and whose wrong "
         "one does not; the last two rows are of all. Both words are spoken as they were learnt in all "
         "methods. Each method's scale is the best of those tried on the development half. Made by `make bench-compose`.",
-        f"The {report['tier']} tier: {report['prompts']} prompts at most for each pair, seeds {seeds}. {known}.",
+        f"{report['pairs']} held-out pairs and {report['dev']['pairs']} of the development half, {seeds}, "
+        f"{report['prompts']} prompts at most for each pair. {known}.",
     ]
     for half, found in (("held_out", report), ("dev", report["dev"])):
         parts += [f"## {TITLES[half]}", f"{found['pairs']} pairs, {found['asked']} prompts.", _table(found)]
+        if "by_kind" in found:
+            parts += ["### All right, by what meets", _kinds_table(found["by_kind"])]
     return "\n\n".join([*parts, "![Truth and answers on the held-out half](compose.png)"]) + "\n"
 
 
@@ -114,6 +132,12 @@ def _table(found: Mapping[str, Any]) -> str:
         for name, f in {**found["methods"], **_renders(found["reference"])}.items()
     ]
     return table(["method", "scale", "all right", "interval", "present", "obeyed", "cross talk"], rows)
+
+
+def _kinds_table(by_kind: Mapping[str, Any]) -> str:
+    shares = [of_kind["both_present_and_obeyed"] for of_kind in by_kind.values()]
+    header = [f"{MEETING[kind]}, {of_kind['pairs']} of the pairs" for kind, of_kind in by_kind.items()]
+    return table(["method", *header], [[name, *(share[name] for share in shares)] for name in shares[0]])
 
 
 def _renders(reference: Mapping[str, Any]) -> dict[str, Any]:

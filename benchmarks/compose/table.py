@@ -74,7 +74,8 @@ class Bench:
         trainings = [self.keys.training(unit) for unit in look.trainings()]
         method = [METHODS[look.method].trained, asdict(METHODS[look.method])]
         asked = [one.prompt for one in self.asked(look.pair)]
-        return "compose/" + digest([trainings, method, look.scale, asked, self.setup.sampling(), self._scores])
+        drawn = [look.scale, asked, NOISE, self.setup.sampling()]
+        return "compose/" + digest([trainings, method, drawn, self._scores])
 
     def asked(self, pair: Pair) -> list[Asked]:
         """The prompts that the score is of use for: it takes the right answer for right, and the wrong one for wrong. Whatever

@@ -5,7 +5,7 @@
     python -m benchmarks.editing --tune      settings of the preset for one picture, on the development half
 
 Every figure is kept as soon as it is measured: a run that was stopped goes on where it was, and writes its report of the
-edits that are finished.
+edits that are finished. The report of fewer edits or of other settings goes to ``out/editing``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import NamedTuple
 from sparse_core.demo.sprites import FluentArt
 from sparse_core.demo.world import World
 
+from .. import destination
 from ..machine import versions
 from .edits import edits
 from .learning import single_picture
@@ -30,7 +31,7 @@ from .scores import check
 from .table import Bench
 from .tuning import LORA_RATE, search
 
-RESULTS = Path(__file__).parent.parent / "results"
+HERE = Path(__file__).parent
 SEED = 0
 LOOKED_AT = 1
 """As many of the first held-out edits were seen while the settings were chosen: they are not measured."""
@@ -65,9 +66,8 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     )
     parser.add_argument("--art", type=Path, metavar="ICONS_JSON", help="(default: $SPARSE_ATOMS_ART or node_modules)")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="keep pictures of every edit here, to look at")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(default: benchmarks/results)")
-    parser.add_argument("--cache", type=Path, default=RESULTS.parent / "cache" / "editing", metavar="FOLDER")
-    return parser.parse_args(arguments)
+    parser.add_argument("--cache", type=Path, default=HERE.parent / "cache" / "editing", metavar="FOLDER")
+    return destination.parse(parser, arguments, "editing", ("quick", "edits", "settings"), searching=("tune",))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     write(report, options.out)
     print(as_markdown(report))
+    print(f"Written to {options.out}.")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@
 
 Every figure is kept as soon as it is measured: a run that was stopped (Ctrl-C reports what is there) goes on where it was,
 on another machine too if it is given ``quality-cells.jsonl`` and the folder ``recognisers`` of the first, which lie beside the
-report. A change of code, settings or model measures anew what depends on it.
+report. A change of code, settings or model measures anew what depends on it. The report of a part of the work, or of other work,
+goes to ``out/quality``; it takes the figures that ``benchmarks/results`` knows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -25,6 +27,7 @@ from typing import Any, NamedTuple
 from sparse_core.demo.model import bundled_path
 from sparse_core.files import write_atomically
 
+from .. import destination
 from ..cells import Cells
 from ..machine import versions
 from . import report
@@ -38,6 +41,8 @@ from .tuning import grid, search
 
 HERE = Path(__file__).parent
 STRENGTHS = (0.5, 0.75, 1.0, 1.25)
+RESTRICTING = ("quick", "sprites", "methods", "concepts", "seeds", "prompts", "steps", "recogniser_steps", "model")
+"""Options with which something else than the whole is measured."""
 TUNED_ON = 2
 """Development concepts that the tuning looks at."""
 
@@ -138,11 +143,8 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="(default: the bundled demo model)")
     parser.add_argument("--second-base", type=Path, metavar="FOLDER", help="another model: do the presets transfer?")
     parser.add_argument("--art", type=Path, metavar="ICONS_JSON", help="(default: $SPARSE_ATOMS_ART or node_modules)")
-    parser.add_argument(
-        "--out", type=Path, default=HERE.parent / "results", metavar="FOLDER", help="(default: benchmarks/results)"
-    )
     parser.add_argument("--cache", type=Path, default=HERE.parent / "cache" / "quality", metavar="FOLDER")
-    options = parser.parse_args(arguments)
+    options = destination.parse(parser, arguments, "quality", RESTRICTING, searching=("tune", "round"))
     options.threads = options.threads or max(1, cores // options.workers)
     return options
 
@@ -187,6 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = measured(setup, work, options)
     if options.second_base:
         found["second_base"] = transferred(setup, work, options)
+    elif before := second_base_before(options.out):
+        found["second_base"] = before
     found |= {
         "tier": f"{'The quick tier' if options.quick else 'The whole'}: {tier.prompts} prompts for each concept, "
         f"{tier.unrelated} that name none.",
@@ -196,30 +200,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     report.write(found, options.out)
     print(report.as_markdown(found))
+    print(f"Written to {options.out}.")
+
+
+def second_base_before(out: Path) -> dict[str, Any] | None:
+    """What the report that is there says of a second base: hours of work that a run without one leaves as they are."""
+    file = out / "quality.json"
+    return json.loads(file.read_text()).get("second_base") if file.is_file() else None
 
 
 def transferred(setup: Setup, work: Sequence[Unit], options: argparse.Namespace) -> dict[str, Any]:
-    """The main methods on a second base, and how much of the lead is kept: on held-out concepts, with one seed, for both
-    bases."""
+    """The main methods on a second base, on the first one likewise, and how much of the lead is kept: on held-out concepts, with
+    one seed, for both bases."""
     again = [u for u in work if u.title in MAIN and u.seed == work[0].seed]
     again = [u for u in again if u.task.half == "held_out" and u.task.kind == "concept"]
     first, second = (
         measured(replace(setup, model=model), again, options)["held_out"]
         for model in (setup.model, options.second_base)
     )
-    return {**second, "gain_kept": gain_kept(first, second)}
+    return {**second, "gain_kept": gain_kept(first, second), "first": first}
 
 
 def measured(setup: Setup, work: Sequence[Unit], options: argparse.Namespace) -> dict[str, Any]:
     """The figures of both halves, once everything missing is measured, and how many of the trainings are."""
-    keys, cells, file = Keys(setup), Cells(setup.cache, {"table": "quality"}), options.out / "quality-cells.jsonl"
-    beside, recognisers = options.out / "recognisers", keys.recogniser_files().values()
-    cells.take_over(file)
-    copy_missing(recognisers, beside, setup.recognisers)
+    keys, cells = Keys(setup), Cells(setup.cache, {"table": "quality"})
+    recognisers = keys.recogniser_files().values()
+    for folder in (options.out, destination.RESULTS):
+        cells.take_over(folder / "quality-cells.jsonl")
+        copy_missing(recognisers, folder / "recognisers", setup.recognisers)
     with suppress(KeyboardInterrupt):
         fill(setup, work, options.workers, options.threads)
-    copy_missing(recognisers, setup.recognisers, beside)
-    cells.hand_on(file, (name for unit in work for name in names(keys, unit)))
+    copy_missing(recognisers, setup.recognisers, options.out / "recognisers")
+    cells.hand_on(options.out / "quality-cells.jsonl", (name for unit in work for name in names(keys, unit)))
     found = comparable(looks(keys, cells, work), work)
     done = sum(complete(keys, cells, unit) for unit in work)
     return {

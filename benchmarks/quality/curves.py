@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from .methods import Point
+
+PARTS = 20
+"""Of the way from one position of a slider to the next."""
 RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)
 """Percentiles."""
@@ -27,18 +32,31 @@ def best_likeness(points: Sequence[tuple[float, float]], text: float) -> float |
     return max((likeness for aligned, likeness in points if aligned >= text), default=None)
 
 
-def cost_at(points: Sequence[tuple[float, float]], likeness: float) -> float | None:
-    """What it costs to come to a likeness, between neighbouring points on a straight line; points (likeness, cost) in the
-    order of the slider. None where the likeness is never reached."""
-    before: tuple[float, float] | None = None
-    for reached, cost in points:
-        if reached >= likeness:
-            if before is None or reached == before[0]:
-                return cost
-            share = (likeness - before[0]) / (reached - before[0])
-            return before[1] + share * (cost - before[1])
-        before = (reached, cost)
-    return None
+def least_cost(points: Sequence[tuple[float, float]], likeness: float) -> float | None:
+    """The lowest cost among points whose likeness is at least ``likeness``; points (likeness, cost)."""
+    return min((cost for reached, cost in points if reached >= likeness), default=None)
+
+
+def along_sliders(scores: Mapping[Point, Sequence[float]], base: Sequence[float]) -> list[tuple[float, ...]]:
+    """Scores wherever a user's sliders can stand: at the positions that were measured and, on straight lines, between
+    neighbours. The strength slider begins at the plain model; the density slider is one at each strength.
+
+    :param base: scores of the plain model.
+    """
+    mine = {point: values for point, values in scores.items() if point.by == "importance"}
+    whole = sorted(point for point in mine if point.density == 1)
+    sliders = [[base, *(mine[point] for point in whole)]]
+    for strength in dict.fromkeys(point.strength for point in mine if point.density < 1):
+        at = [point for point in mine if point.strength == strength]
+        sliders.append([mine[point] for point in sorted(at, key=lambda point: -point.density)])
+    return [tuple(place) for slider in sliders for place in _finely(np.array(slider)).tolist()]
+
+
+def _finely(slider: np.ndarray) -> np.ndarray:
+    """(positions, scores) with `PARTS` steps from each position to the next."""
+    share = np.linspace(0, 1, PARTS + 1)[:-1, None]
+    between = [(1 - share) * here + share * there for here, there in pairwise(slider)]
+    return np.concatenate([*between, slider[-1:]])
 
 
 def text(point: Mapping[str, Any], chosen: np.ndarray | slice = slice(None)) -> float:
@@ -53,18 +71,34 @@ def likeness(point: Mapping[str, Any], chosen: np.ndarray | slice = slice(None))
 
 
 def bootstrap(
-    figure: Callable[[Sequence[tuple[int, np.ndarray]]], float], prompts: Sequence[int], seed: int
+    figure: Callable[[Sequence[tuple[int, np.ndarray]]], float],
+    prompts: Sequence[int],
+    seed: int,
+    subjects: Sequence[Hashable] | None = None,
 ) -> list[float]:
-    """Low end, mean and high end of a figure over resampled trainings and, in each, prompts.
+    """Low end, mean and high end of a figure over resampled subjects and, in each, trainings and prompts.
 
     :param figure: of (training, chosen prompts) pairs.
     :param prompts: number of prompts of each training.
+    :param subjects: what each training taught, with the same prompts each time; where it is left out, each something of
+        its own.
     """
     rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(RESAMPLES):
-        trainings = rng.integers(0, len(prompts), len(prompts))
-        drawn.append(figure([(int(t), rng.integers(0, prompts[t], prompts[t])) for t in trainings]))
+    of_subject: dict[Hashable, list[int]] = {}
+    for training, subject in enumerate(subjects or range(len(prompts))):
+        of_subject.setdefault(subject, []).append(training)
+    taught = list(of_subject.values())
+
+    def draw(mine: list[int]) -> list[tuple[int, np.ndarray]]:
+        count = prompts[mine[0]]
+        asked = rng.integers(0, count, count)
+        again = rng.choice(mine, len(mine)) if len(mine) > 1 else mine
+        return [(int(training), asked) for training in again]
+
+    drawn = [
+        figure([pair for subject in rng.integers(0, len(taught), len(taught)) for pair in draw(taught[subject])])
+        for _ in range(RESAMPLES)
+    ]
     low, high = np.percentile(drawn, INTERVAL)
     everything = figure([(t, np.arange(count)) for t, count in enumerate(prompts)])
     return [float(low), everything, float(high)]

@@ -86,14 +86,19 @@ def named(names: list[str]) -> list[Method]:
     return [known[name] for name in full]
 
 
+def has_density(method: Method) -> bool:
+    """Whether it is looked at with few atoms, too: dictionaries are, and a LoRA, as it can be cut by its singular values."""
+    return method.family == "dictionary" or method.name == "LoRA"
+
+
 def points(method: Method, strengths: Sequence[float], random: bool = True) -> tuple[Point, ...]:
     """Where a method is looked at: along its strength slider, and along the density slider where it has one, at full
-    strength and a little beyond: a LoRA too, as it can be cut by its singular values.
+    strength and a little beyond.
 
     :param random: whether removal at random is tried too, for comparison.
     """
     along = [Point(strength) for strength in strengths]
-    if method.family == "dictionary" or method.name == "LoRA":
+    if has_density(method):
         along += [Point(1.0, density) for density in DENSITIES]
         along += [Point(STRONG, density) for density in DENSITIES[1:]]
     if method.name == OURS and random:
@@ -105,6 +110,6 @@ def points_on_one_prompt(method: Method, strengths: Sequence[float]) -> tuple[Po
     """The same with the negative prompt left to the plain model, as a choice of its own: along the strength slider, and with
     few atoms."""
     along = [Point(strength, prompt=POSITIVE) for strength in strengths]
-    if method.family == "dictionary":
+    if has_density(method):
         along += [Point(strength, DENSITIES[-1], prompt=POSITIVE) for strength in (1.0, STRONG)]
     return tuple(along)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .methods import Method
-from .presets import METHODS, OURS
+from .presets import CONTROLS, MAIN, METHODS, OURS
 
 
 class Round(NamedTuple):
@@ -23,11 +23,10 @@ def ours(**changes: Any) -> Method:
     return replace(present, settings=replace(present.settings, **changes))
 
 
-def peer(name: str, rate: float, steps: int | None = None) -> Method:
-    """A peer with another learning rate and number of steps."""
+def peer(name: str, rate: float) -> Method:
+    """A peer with another learning rate."""
     present = METHODS[name]
-    settings = replace(present.settings, learning_rate=rate, steps=steps or present.settings.steps)
-    return replace(present, settings=settings)
+    return replace(present, settings=replace(present.settings, learning_rate=rate))
 
 
 ROUNDS = {
@@ -93,11 +92,28 @@ ROUNDS = {
         [ours(attentions=("attn2",), atoms=32), ours(attentions=("attn1",), atoms=32), ours(atoms=32)],
     ),
     "word": Round(
-        "Slower words leave more to the atoms, which are the sparse part.",
-        [replace(METHODS[OURS], word_rate=rate) for rate in (1e-3, 3e-2)],
+        "What is learnt hardly depends on the taught word's embedding, which people don't train: with the word as it was, all "
+        "methods lose alike.",
+        [replace(METHODS[name], word_rate=0.0) for name in MAIN],
     ),
     "peers": Round(
         "The peers' settings are not their best.",
-        [peer("LoRA", 1e-3), peer("Adapter", 8e-3)],
+        [
+            peer("Adapter", 1.6e-2),
+            *(peer("LoHa", rate) for rate in (2e-3, 8e-3)),
+            *(peer("DoRA", rate) for rate in (1e-3, 4e-3)),
+            *(replace(METHODS["textual inversion"], word_rate=rate) for rate in (3e-3, 3e-2)),
+        ],
+    ),
+    "peers' styles": Round(
+        "A style wants gentler rates of the peers too.",
+        [peer("LoRA", 5e-4), *(peer("Adapter", rate) for rate in (2e-3, 4e-3))],
+    ),
+    "dense": Round(
+        "Without a threshold other rates are better than the one that the control has.",
+        [
+            replace(CONTROLS["dense"], settings=replace(CONTROLS["dense"].settings, learning_rate=rate))
+            for rate in (2e-3, 8e-3)
+        ],
     ),
 }

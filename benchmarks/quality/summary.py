@@ -9,7 +9,7 @@ import numpy as np
 
 from ..cells import Cells
 from .concepts import Half, Task
-from .curves import best_likeness, bootstrap, cost_at, hypervolume, likeness, text
+from .curves import along_sliders, best_likeness, bootstrap, hypervolume, least_cost, likeness, text
 from .methods import Point
 from .presets import OURS, PEERS_OF_EQUAL_SIZE
 from .table import ALONE, Keys, Unit, complete
@@ -32,12 +32,12 @@ class Look(NamedTuple):
     """Time for a picture over that of the plain model."""
 
     def curve(self, chosen: np.ndarray | slice = slice(None)) -> list[tuple[float, float]]:
-        """(text, likeness) of every point that a user's sliders reach, over chosen prompts."""
-        return [
-            (text(scores, chosen), likeness(scores, chosen))
-            for point, scores in self.points.items()
-            if point.by == "importance"
-        ]
+        """(text, likeness) wherever a user's sliders can stand, over chosen prompts."""
+
+        def place(scores: dict[str, Any]) -> tuple[float, float]:
+            return text(scores, chosen), likeness(scores, chosen)
+
+        return along_sliders({p: place(scores) for p, scores in self.points.items()}, place(self.reference["base"]))
 
     def hypervolume(self, chosen: np.ndarray | slice = slice(None)) -> float:
         """Of the curve, from the text alignment of lessons learnt by heart and the likeness of the untaught base."""
@@ -103,21 +103,17 @@ def summary(found: Sequence[Look], half: Half) -> dict[str, Any]:
 
 def _method(mine: Sequence[Look], common: float | None) -> dict[str, Any]:
     """Figures of one method over its trainings."""
-    strengths = [point for point in mine[0].points if point.density == 1]
     averages = {point: average(mine, point) for point in mine[0].points}
-    aligned = [(a["text"], a["likeness"]) for point, a in averages.items() if point.by == "importance"]
-    base_text, base_likeness = (mean(score(look.reference["base"]) for look in mine) for score in (text, likeness))
+    base = [mean(score(look.reference["base"]) for look in mine) for score in (text, likeness)]
+    scores = {p: (a["text"], a["likeness"], a["drift"]) for p, a in averages.items() if "drift" in a}
+    places = along_sliders(scores, (*base, 0.0))
 
     def gain(threshold: float) -> float | None:
-        best = best_likeness(aligned, threshold)
-        return None if best is None else best - base_likeness
+        best = best_likeness([(aligned, alike) for aligned, alike, _ in places], threshold)
+        return None if best is None else best - base[1]
 
     def drift_at(reached: float) -> float | None:
-        """The least that a user need accept, along the strength slider or with fewer atoms."""
-        drifts = [(averages[point]["likeness"], averages[point]["drift"]) for point in strengths]
-        cut = [averages[p] for p in mine[0].points if p.density < 1 and p.by == "importance"]
-        costs = [cost_at(drifts, reached), *(a["drift"] for a in cut if a["likeness"] >= reached)]
-        return min((cost for cost in costs if cost is not None), default=None)
+        return least_cost([(alike, drift) for _, alike, drift in places], reached)
 
     whole = next((a for point, a in averages.items() if point.strength == point.density == 1), {})
     return {
@@ -125,9 +121,10 @@ def _method(mine: Sequence[Look], common: float | None) -> dict[str, Any]:
             lambda drawn: mean(mine[t].hypervolume(prompts) for t, prompts in drawn),
             [len(look.reference["base"]["hits"]) for look in mine],
             seed=0,
+            subjects=[look.unit.task for look in mine],
         ),
         "likeness_at_text_95": gain(ALIGNED),
-        "likeness_at_text_95_of_base": gain(ALIGNED * base_text),
+        "likeness_at_text_95_of_base": gain(ALIGNED * base[0]),
         "drift_at_equal_likeness": None if common is None else drift_at(common),
         "unchanged": whole.get("unchanged"),
         "trainings": len(mine),
@@ -199,7 +196,10 @@ def _over(ours: Sequence[Look], theirs: Sequence[Look]) -> list[float] | None:
         above, below = (sum(pairs[t][side].hypervolume(prompts) for t, prompts in drawn) for side in (0, 1))
         return above / below if below else float("inf")
 
-    return bootstrap(ratio, [len(look.reference["base"]["hits"]) for look, _ in pairs], seed=0) if pairs else None
+    if not pairs:
+        return None
+    prompts = [len(look.reference["base"]["hits"]) for look, _ in pairs]
+    return bootstrap(ratio, prompts, seed=0, subjects=[look.unit.task for look, _ in pairs])
 
 
 def gain_kept(first: dict[str, Any], second: dict[str, Any]) -> float | None:

@@ -19,6 +19,7 @@ from sparse_core.demo.judge import Judge
 from sparse_core.demo.model import load_pipeline
 
 from ..cells import Cells, digest, source_digest
+from ..models import TARGETS
 from . import recogniser as recognisers
 from .concepts import Asked, Half, Kind, Studio, Task, open_studio, questions, unrelated
 from .methods import POSITIVE, Method, Point, Taught, at_work
@@ -30,8 +31,11 @@ from .words import PromptedHost
 HERE = Path(__file__).parent
 CORE = HERE.parent.parent / "sparse_core"
 WORLD_SOURCES = [CORE / "demo" / f"{name}.py" for name in ("world", "scenery", "sprites")] + [HERE / "concepts.py"]
-METHOD_SOURCES = [CORE / f"{name}.py" for name in ("coding", "controls", "dictionary", "plan", "pictures")]
-METHOD_SOURCES += [CORE / "training" / f"{name}.py" for name in ("learners", "loop", "objective")]
+METHOD_SOURCES = [CORE / f"{name}.py" for name in ("coding", "controls", "dictionary", "examples", "layers", "modules")]
+METHOD_SOURCES += [CORE / f"{name}.py" for name in ("pictures", "plan")]
+METHOD_SOURCES += [
+    CORE / "training" / f"{name}.py" for name in ("learners", "loop", "objective", "processes", "scaling")
+]
 METHOD_SOURCES += [CORE / "lora", CORE / "analysis" / "importance.py"]
 METHOD_SOURCES += [CORE / "hosts" / name for name in ("diffusers.py", "updating.py")]
 METHOD_SOURCES += [HERE / f"{name}.py" for name in ("methods", "peers", "words", "sampling", "teaching")]
@@ -114,7 +118,7 @@ class Keys:
 
     @cached_property
     def _method(self) -> str:
-        return source_digest(METHOD_SOURCES)
+        return digest([source_digest(METHOD_SOURCES), TARGETS])
 
     @cached_property
     def _scores(self) -> list[Any]:

@@ -64,6 +64,7 @@ def teach(sampler: Sampler, studio: Studio, task: Task, method: Method, seed: in
         with host.spoken(WORD, learner.row):
             while not trainer.finished:
                 trainer.advance()
+            trainer.conclude()
         seconds = time.perf_counter() - began
     recent = trainer.losses[-20:]
     return Training(keep(host, learner, to_learn, to_keep, seed), seconds, sum(recent) / len(recent))

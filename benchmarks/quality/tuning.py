@@ -13,10 +13,10 @@ from sparse_core.training import TrainingSettings
 
 from ..cells import Cells
 from .concepts import Task
-from .curves import likeness
+from .curves import along_sliders, best_likeness, likeness, text
 from .methods import Method, Point
-from .presets import METHODS, points
-from .summary import ALIGNED, Look, average, best_likeness, looks, mean
+from .presets import named, points
+from .summary import ALIGNED, Look, average, looks, mean
 from .table import Keys, Setup, Unit, fill
 
 RATES = (0.25, 0.5, 1.0, 2.0)
@@ -50,7 +50,7 @@ def search(
 
     :param title: what the search is for; stands in every line.
     """
-    present = [METHODS[name] for name in dict.fromkeys(variant.name for variant in variants)]
+    present = named(list(dict.fromkeys(variant.name for variant in variants)))
     tried = list(dict.fromkeys([*present, *variants]))
     units = [Unit(task, seed, variant, points(variant, STRENGTHS, random=False)) for task in tasks for variant in tried]
     fill(setup, units, workers, threads)
@@ -70,8 +70,8 @@ def search(
 def line(title: str, variant: Method, mine: Sequence[Look]) -> dict[str, Any]:
     """The figures of one variant."""
     at = {point: average(mine, point) for point in mine[0].points}
-    best = best_likeness([(a["text"], a["likeness"]) for a in at.values()], ALIGNED)
-    base = mean(likeness(look.reference["base"]) for look in mine)
+    base = [mean(score(look.reference["base"]) for look in mine) for score in (text, likeness)]
+    best = best_likeness(along_sliders({point: (a["text"], a["likeness"]) for point, a in at.items()}, base), ALIGNED)
     shares = [look.training["active_share"] for look in mine if look.training["active_share"] is not None]
     return {
         "search": title,
@@ -79,7 +79,7 @@ def line(title: str, variant: Method, mine: Sequence[Look]) -> dict[str, Any]:
         "settings": _differences(variant),
         "tasks": sorted({look.unit.task.name for look in mine}),
         "hypervolume": mean(look.hypervolume() for look in mine),
-        "likeness_at_text_95": None if best is None else best - base,
+        "likeness_at_text_95": None if best is None else best - base[1],
         "at_full_strength": at[Point()],
         "points": [{**point._asdict(), **figures} for point, figures in at.items()],
         "active_share": mean(shares) if shares else None,

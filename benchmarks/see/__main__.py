@@ -3,7 +3,8 @@
     python -m benchmarks.see             everything, a day on two CPU cores
     python -m benchmarks.see --quick     four concepts, an hour
 
-Goes on where it was stopped. Trainings are those of ``benchmarks.quality``, found in the same cache.
+Goes on where it was stopped. Trainings are those of ``benchmarks.quality``, found in the same cache. The report of the quick tier
+goes to ``out/see``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from sparse_core.demo.model import bundled_path
 from sparse_core.demo.shipped import DICTIONARIES
 from sparse_core.generate import Sampling
 
-from ..cells import Cells, digest, source_digest
+from .. import destination
+from ..cells import Cells, digest, source_digest, weights_digest
 from ..machine import versions
 from ..quality.concepts import CONCEPTS, HALVES, WORD, Asked, Task, questions, tasks
 from ..quality.curves import bootstrap
@@ -41,7 +43,8 @@ from .subjects import ALIKE, SUBJECTS, Subject, opened
 HERE = Path(__file__).parent
 SOURCES = [HERE / f"{name}.py" for name in ("scores", "regions", "subjects", "looking")]
 SOURCES += [CORE / "analysis" / f"{name}.py" for name in ("heatmaps", "recording", "ranking", "importance")]
-SOURCES += [CORE / "generate.py", CORE / "demo" / "judge.py"]
+SOURCES += [CORE / "addresses.py", CORE / "generate.py", CORE / "modules.py"]
+SOURCES += [CORE / "compose" / "baking.py", CORE / "demo" / "judge.py"]
 GALLERY_THREADS = 2
 
 
@@ -93,12 +96,13 @@ class Bench:
         self.lab, self.tier = Lab(setup), tier
         self.cells = Cells(setup.cache, {"table": "see"})
         self.judge = Judge.load(setup.model / "judge")
-        self._code = source_digest(SOURCES)
+        self._seen_with = seen_with(setup.model)
 
     def key(self, cell: Cell) -> str:
         """A digest of everything that a cell depends on."""
         training = self.lab.keys.training(cell.unit)
-        return "look/" + digest([training, cell.subject.name, cell.number, TOP, self.lab.setup.sampling(), self._code])
+        look = [cell.subject.name, cell.number, TOP, NOISE["asked"], self.lab.setup.sampling()]
+        return "look/" + digest([training, look, self._seen_with])
 
     def fill(self, missing: Sequence[Cell]) -> Iterator[Cell]:
         """Measures cells, and gives each once it is kept."""
@@ -120,6 +124,11 @@ class Bench:
     def asked(self, task: Task) -> list[Asked]:
         """The prompts that a task is looked at on."""
         return questions(task, self.tier.prompts)
+
+
+def seen_with(model: Path) -> list[str]:
+    """What looks depend on, beside trainings: code, and the judge's weights."""
+    return [source_digest(SOURCES), weights_digest(model / "judge")]
 
 
 def _grouped(cells: Sequence[Cell]) -> dict[tuple[Subject, Task, int], list[Cell]]:
@@ -207,13 +216,15 @@ def _seconds(command: Sequence[str]) -> float:
     return time.perf_counter() - began
 
 
-def mixer_milliseconds(results: Path) -> float | None:
-    """What ``benchmarks.mixer_latency`` measured; None before it ran."""
-    file = results / "mixer.json"
-    return json.loads(file.read_text(encoding="utf-8"))["mixer_ms_2000"] if file.is_file() else None
+def mixer_milliseconds(out: Path) -> float | None:
+    """What ``benchmarks.mixer_latency`` measured: beside the report or, without a file there, in the usual place. None before it
+    ran."""
+    files = [folder / "mixer.json" for folder in (out, destination.RESULTS)]
+    known = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    return known[0]["mixer_ms_2000"] if known else None
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         "benchmarks.see", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -221,13 +232,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="the tier of an hour")
     parser.add_argument("--art", type=Path, metavar="ICONS_JSON", help="(default: $SPARSE_ATOMS_ART or node_modules)")
     parser.add_argument(
-        "--out", type=Path, default=HERE.parent / "results", metavar="FOLDER", help="(default: benchmarks/results)"
-    )
-    parser.add_argument(
         "--cache", type=Path, default=HERE.parent / "cache" / "quality", metavar="FOLDER",
         help="that of benchmarks.quality, whose trainings are used (default: benchmarks/cache/quality)",
     )  # fmt: skip
-    options = parser.parse_args(arguments)
+    return destination.parse(parser, arguments, "see", ("quick",))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures what is missing, then writes the report."""
+    options = read_arguments(arguments)
     tier = QUICK if options.quick else WHOLE
     bench = Bench(Setup(bundled_path(), options.cache, (), art=options.art, prompts=tier.prompts), tier)
     work = cells_of(tier)
@@ -247,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures = {
         **summary(looks),
         **what_looking_costs(),
-        "mixer_ms_2000": mixer_milliseconds(HERE.parent / "results"),
+        "mixer_ms_2000": mixer_milliseconds(options.out),
         "tier": tier.name,
         "looked_at": {
             "concepts": concepts,
@@ -260,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     report.write(figures, options.out)
     print(report.as_markdown(figures))
+    print(f"Written to {options.out}.")
 
 
 if __name__ == "__main__":

@@ -25,16 +25,21 @@ from sparse_core.analysis.labels import COLOURS, at_a_glance, colour_and_place, 
 from sparse_core.compose.provenance import content_hash
 from sparse_core.demo.lessons import creatures
 from sparse_core.demo.looking import MOST, PICTURES, SAMPLING, ablations
-from sparse_core.demo.model import load_pipeline
+from sparse_core.demo.model import bundled_path, load_pipeline
 from sparse_core.demo.shipped import DICTIONARIES
 from sparse_core.files import load_dictionary
 from sparse_core.hosts.diffusers import DiffusersHost
 
-from ..cells import digest
+from ..cells import digest, source_digest, weights_digest
 from ..machine import versions
 from ..tables import table
 
 HERE = Path(__file__).parent
+CORE = HERE.parent.parent / "sparse_core"
+SOURCES = [CORE / f"{name}.py" for name in ("addresses", "coding", "controls", "dictionary", "dictionary_report")]
+SOURCES += [CORE / f"{name}.py" for name in ("generate", "layers", "modules", "plan")]
+SOURCES += [CORE / "analysis" / f"{name}.py" for name in ("effects", "ranking", "recording")]
+SOURCES += [CORE / "demo" / "looking.py", CORE / "hosts"]
 UNSEEN = (
     ("a big {} in the middle in the snow", 2),
     ("a big {} in the middle at the beach", 6),
@@ -214,14 +219,20 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def drawn_with() -> list[str]:
+    """What all pictures depend on: code, and the model's weights."""
+    return [source_digest(SOURCES), weights_digest(bundled_path())]
+
+
 def pictures(cache: Path) -> Iterator[tuple[str, tuple[str, int], Ablations]]:
     """Creature, prompt and seed, and what was drawn; drawn if it is not kept yet."""
     cache.mkdir(parents=True, exist_ok=True)
+    common = drawn_with()
     host = DiffusersHost(load_pipeline())
     for creature in creatures():
         dictionary = load_dictionary(DICTIONARIES / f"{creature}.safetensors")
         for prompt, seed in (*PICTURES, *UNSEEN):
-            how = [content_hash(dictionary), prompt, seed, SAMPLING.steps, SAMPLING.guidance, MOST]
+            how = [common, content_hash(dictionary), prompt, seed, SAMPLING.steps, SAMPLING.guidance, MOST]
             file = cache / f"{creature}-{digest(how)}.npz"
             if not file.is_file():
                 _keep(ablations(host, dictionary, creature, prompt, seed), file)

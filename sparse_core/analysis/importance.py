@@ -17,6 +17,9 @@ from ..hosts.base import Host
 from ..layers import Site
 from ..plan import Moment, Observer
 
+ROWS = 4
+"""Pictures in a batch, where they fit."""
+
 
 class Measurement:
     """An observer of one adapter: running means per site."""
@@ -52,26 +55,36 @@ def observe(
     examples: Sequence[Example],
     observer: Observer,
     *,
+    rows: int = ROWS,
     batches: int = 8,
     seed: int = 0,
 ) -> None:
     """Runs the model with the adapter on noisy examples, evenly spread over the noise levels, and lets the observer watch. A
-    cancel ends it with what was seen so far."""
+    cancel ends it with what was seen so far.
+
+    :param rows: at most so many pictures in a batch, >= 1.
+    """
     generator = torch.Generator().manual_seed(seed)
     with suppress(*host.interruptions), host.patched([adapter], observer):
         for batch in range(batches):
-            drawn = draw_batch(host, examples, min(4, len(examples)), generator)
-            rows = len(drawn.latents)
-            progress = (torch.arange(rows) + (batch + 0.5) / batches) / rows
+            drawn = draw_batch(host, examples, min(rows, len(examples)), generator)
+            count = len(drawn.latents)
+            progress = (torch.arange(count) + (batch + 0.5) / batches) / count
             host.denoise(host.add_noise(drawn.latents, drawn.noise, progress), progress, drawn.condition)
 
 
 def measure(
-    host: Host, dictionary: SparseDictionary, examples: Sequence[Example], *, batches: int = 8, seed: int = 0
+    host: Host,
+    dictionary: SparseDictionary,
+    examples: Sequence[Example],
+    *,
+    rows: int = ROWS,
+    batches: int = 8,
+    seed: int = 0,
 ) -> Measurement:
     """What `observe` shows of the whole dictionary."""
     measurement = Measurement(dictionary)
-    observe(host, SparseAdapter(dictionary), examples, measurement, batches=batches, seed=seed)
+    observe(host, SparseAdapter(dictionary), examples, measurement, rows=rows, batches=batches, seed=seed)
     return measurement
 
 

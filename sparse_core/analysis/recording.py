@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..addresses import Selection
 from ..dictionary import SparseDictionary
-from ..layers import Layer, Site
+from ..layers import Site, reads_words
 from ..plan import Moment
 from .ranking import ranking
 
@@ -42,11 +42,6 @@ def chosen_atoms(dictionary: SparseDictionary, selection: Selection, most: int =
             f"top:{min(most, 24)}."
         )
     return addresses
-
-
-def reads_words(site: Site, layers: Sequence[Layer]) -> bool:
-    """Whether a coefficient of the site belongs to a word; all others belong to a place in the picture."""
-    return layers[site.layer].attention == "attn2" and site.projection in "kv"
 
 
 class Side(NamedTuple):

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..addresses import Selection
 from ..coding import encode
 from ..dictionary import Atoms, SparseDictionary
+from ..layers import reads_words
 from .charts import table_of_colours
 from .ranking import ranking
-from .recording import reads_words
 
 FIRES, SILENT = 0.5, 0.25
 """Shares of an atom's largest coefficient from which on a word fires it, and up to which it does not."""

@@ -1,5 +1,5 @@
-"""Controls made part of a dictionary, where that is exact: weights and density are; masks, schedules, prompts and replays are
-not."""
+"""Controls made part of a dictionary, where that is exact: weights and density are; masks, schedules, prompts, pictures and
+replays are not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bake(adapter: SparseAdapter) -> SparseDictionary:
     """The dictionary that does without controls what the adapter does with them: the same atoms at the same addresses, each
     direction and importance times its weight, 0 where the atom is muted or dropped.
 
-    :raises ValueError: a mask, a schedule, a replay or a choice of prompt holds for an atom that acts.
+    :raises ValueError: a mask, a schedule, a trigger, a replay or a choice of prompt or pictures holds for an atom that acts.
     """
     dictionary, state = adapter.dictionary, adapter.state
     for site in [*state.sites.values(), *([state.rest] if dictionary.rest else [])]:
@@ -52,6 +52,7 @@ def _check(site: SiteState, title: str) -> None:
         (bool(site.schedules[:, able].any()), "a schedule"),
         (bool(site.triggers[:, able].any()), "a trigger"),
         (bool(site.replays[:, able].any()), "a replay"),
+        (bool(site.pictures[:, able].any()), "a choice of pictures"),
         (not bool((site.positive & site.negative)[able].all()), "a choice of prompt"),
     ):
         if found:

@@ -18,8 +18,8 @@ JOINED = {"modelspec.author": ", ", "modelspec.license": "; ", "modelspec.trigge
 
 
 def content_hash(dictionary: SparseDictionary) -> str:
-    """16 hex digits of the SHA-256 of everything that acts on a picture, as a file holds it: equal before saving and after
-    loading, whatever the metadata says."""
+    """16 hex digits of the SHA-256 of everything that acts on a picture, a LoRA's rest too, as a file holds it: equal before
+    saving and after loading, whatever the metadata says. `mixer.atoms_hash` is another: of the numbered atoms alone."""
     digest = hashlib.sha256(dictionary.fingerprint.encode())
     for site, atoms in dictionary.sites.items():
         digest.update(f"{site} {atoms.normalise}".encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,12 +38,6 @@ def trained_words() -> list[str]:
 def free_words() -> list[str]:
     """Words with a token of their own that nothing was taught for, sorted: names and the concepts kept back."""
     return sorted({*FREE_NAMES, *_CONCEPT_WORDS} - set(trained_words()))
-
-
-def unknown_words(prompt: str) -> list[str]:
-    """Words of a prompt that training never saw, in order and once each; the tokenizer spells them or keeps them."""
-    known = set(trained_words())
-    return list(dict.fromkeys(w for w in re.findall(r"[a-z]+", prompt.lower()) if w not in known))
 
 
 def _split(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:

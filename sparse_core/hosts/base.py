@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
-from torch import Tensor, device
+from torch import Tensor, device, dtype
 
 from ..controls import Stack
 from ..layers import Layer
@@ -23,6 +23,8 @@ class Host(Protocol):
     prediction: Prediction
     """What its UNet was trained to predict: decides the weight of a training loss."""
     device: device
+    dtype: dtype
+    """What its UNet computes in."""
     interruptions: tuple[type[BaseException], ...]
     """What a model call raises when a person cancels."""
 

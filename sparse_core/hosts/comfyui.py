@@ -356,6 +356,11 @@ class Note(NamedTuple):
         return tuple(self.heard.get(place, Heard()) for place in places for _ in range(pictures))
 
 
+def _dtype(model: ModelPatcher) -> torch.dtype:
+    """What a model computes in, whatever its weights are kept in."""
+    return model.model.manual_cast_dtype or model.model.get_dtype()
+
+
 class Wrapper:
     """Applies a stack of adapters to every call of a diffusion model. Shared by all clones of a MODEL: it holds no state
     of a run, only compiled plans, each as long as the UNet that it is for and all whose atoms are in it."""
@@ -413,7 +418,7 @@ class Wrapper:
 
     def resident(self, team: Sequence[Wrapper], model: ModelPatcher) -> ModelPatcher:
         """The plan for a MODEL as a model of its own, in the hands of ComfyUI's memory management."""
-        unet, dtype = model.model.diffusion_model, model.model.manual_cast_dtype or model.model.get_dtype()
+        unet, dtype = model.model.diffusion_model, _dtype(model)
         kept = self._kept(team, unet)
         if dtype not in kept or kept[dtype].patcher is None:
             compiled = self.compiled(team, unet, model.offload_device, dtype)
@@ -614,6 +619,7 @@ class ComfyHost:
         self.model = model.clone()
         self.layers = tuple(list_layers(model.model.diffusion_model).values())
         self.device = model.load_device
+        self.dtype = _dtype(model)
         self.sampling = model.get_model_object("model_sampling")
         self.prediction: Prediction = "eps"
         if isinstance(self.sampling, CONST):
@@ -785,7 +791,7 @@ def examples_of(
     """Pairs the pictures of LATENTs with CONDITIONINGs and, where given, MASKs: one each, or one for all.
 
     :param what: what the pictures are called.
-    :raises ValueError: the numbers don't match, or a latent does not fit the model.
+    :raises ValueError: the numbers don't match, a latent does not fit the model, or a mask is black everywhere.
     """
     pictures = [picture for latent in latents for picture in latent["samples"]]
     channels = host.model.model.latent_format.latent_channels
@@ -798,6 +804,7 @@ def examples_of(
     captions = _one_each("captions", single_entries(conditionings), len(pictures), what)
     single_masks = [mask for batch in masks or () for mask in batch.reshape(-1, *batch.shape[-2:])]
     regions = _one_each("masks", single_masks, len(pictures), what) if single_masks else [None] * len(pictures)
+    _check_not_black(single_masks)
     scale = host.model.model.process_latent_in
     examples = []
     for picture, caption, region in zip(pictures, captions, regions, strict=True):
@@ -807,6 +814,15 @@ def examples_of(
         )
         examples.append(Example(scale(picture[None].float()).clone()[0], caption, on_grid))
     return examples
+
+
+def _check_not_black(masks: Sequence[Tensor]) -> None:
+    for number, mask in enumerate(masks, 1):
+        if not mask.any():
+            raise ValueError(
+                f"Mask {number} is black everywhere, so nothing of its picture would be learnt. Paint white what counts, or "
+                "disconnect the masks: Load Image gives a black one for a picture without transparency."
+            )
 
 
 def _one_each(kind: str, values: list, pictures: int, what: str) -> list:

@@ -125,7 +125,7 @@ class DiffusersHost:
     def patched(self, stack: Stack, observer: Observer | None = None) -> Iterator[None]:
         """See `Host.patched`; calls of the pipeline itself are patched too.
 
-        :raises ValueError: an attention runs a processor of another package.
+        :raises ValueError: an attention is patched already, or runs a processor of another package.
         """
         plan = compile_plan(stack, self.layers).to(self.device, self.dtype)
         state = _State()
@@ -217,6 +217,11 @@ class SparseProcessor:
     """diffusers' plain attention, with the plan in it."""
 
     def __init__(self, state: _State, number: int, replaced: Any) -> None:
+        if isinstance(replaced, SparseProcessor):
+            raise ValueError(
+                f"Layer L{number} is patched already: this runs inside another `host.patched(...)`. Leave that one first, or "
+                "give it all adapters together: `host.patched([first, second])`."
+            )
         if type(replaced) not in (AttnProcessor, AttnProcessor2_0):
             raise ValueError(
                 f"Layer L{number} runs {type(replaced).__name__}, which a sparse dictionary can't share. Load the pipeline "

@@ -14,7 +14,7 @@ from ..coding import group_norm
 from ..controls import SparseAdapter
 from ..dictionary import Atoms, SparseDictionary
 from ..hosts.base import Host
-from ..layers import Layer, Site
+from ..layers import Layer, Site, reads_words
 from ..plan import Moment
 from .processes import ALONE, Processes
 from .settings import TrainingSettings
@@ -121,7 +121,7 @@ class DictionaryLearner:
         """See `Observer`: keeps what the penalty and the search for silent atoms need."""
         if self._listening:  # a checkpointed block runs once more in the backward pass
             rms = torch.linalg.vector_norm(y.detach(), dtype=torch.float32) / y.numel() ** 0.5
-            self.seen[site] = Seen(x, z, rms)
+            self.seen[site] = Seen(x, z, rms, None if reads_words(site, self.host.layers) else moment.grid)
 
     def penalty(self) -> Tensor | float:
         """See `Learner`: each site counts relative to the rms of the feature it updates, so that a weight means the same
@@ -154,7 +154,7 @@ class DictionaryLearner:
             if self.settings.reseed_every:
                 for site, has_fired in zip(sites, fired > 0, strict=True):
                     self.fired[site] |= has_fired
-        self.seen = {site: Seen(seen.x.detach(), seen.z.detach(), seen.rms) for site, seen in self.seen.items()}
+        self.seen = {s: seen._replace(x=seen.x.detach(), z=seen.z.detach()) for s, seen in self.seen.items()}
         return total
 
     @torch.no_grad()
@@ -166,10 +166,13 @@ class DictionaryLearner:
             fired.zero_()
             if not silent or site not in self.seen:
                 continue
-            tokens = _worst_tokens(self.processes.whole(self.seen[site].x), error, len(silent))
-            encoder = self.dictionary.sites[site].encoder
-            encoder[silent[: len(tokens)]] = F.normalize(tokens.float(), dim=1).to(encoder)
-            anew += [(f"{site}.{name}", row) for row in silent[: len(tokens)] for name in self.LEARNT]
+            seen = self.seen[site]
+            tokens = _worst_tokens(self.processes.whole(seen.x), error, seen.grid, len(silent))
+            rows, atoms = silent[: len(tokens)], self.dictionary.sites[site]
+            atoms.encoder[rows] = F.normalize(tokens.float(), dim=1).to(atoms.encoder)
+            atoms.bias[rows] = 0
+            atoms.directions[rows] = 0  # learnt for what it looked for before
+            anew += [(f"{site}.{name}", row) for row in rows for name in self.LEARNT]
             self.reseeded += len(tokens)
         return anew
 
@@ -187,6 +190,8 @@ class Seen(NamedTuple):
     """(rows, tokens, m), their coefficients."""
     rms: Tensor
     """Of the feature they update, a scalar."""
+    grid: tuple[int, int] | None
+    """Height and width of the tokens' places in the picture; None for words."""
 
 
 def _share_of_mean(values: Tensor, rows: Tensor, count: float) -> Tensor:
@@ -198,16 +203,14 @@ def _share_of_mean(values: Tensor, rows: Tensor, count: float) -> Tensor:
     return chosen.flatten(1, 2).mean(dim=1) * (len(rows) / count)
 
 
-def _worst_tokens(x: Tensor, error: Tensor, count: int) -> Tensor:
+def _worst_tokens(x: Tensor, error: Tensor, grid: tuple[int, int] | None, count: int) -> Tensor:
     """The tokens at the places of largest error: (rows, tokens, d), (rows, 1, height, width) -> (<= count, d). Words have
     no place: each is as bad as its picture."""
     rows, tokens, _ = x.shape
-    height, width = error.shape[-2:]
-    shrink = (height * width / tokens) ** 0.5
-    if shrink >= 1 and (height // round(shrink)) * (width // round(shrink)) == tokens:
-        badness = F.avg_pool2d(error, round(shrink)).flatten(1)
-    else:
+    if grid is None:
         badness = error.mean(dim=(1, 2, 3))[:, None].expand(rows, tokens)
+    else:
+        badness = F.interpolate(error, grid, mode="area").flatten(1)
     worst = badness.flatten().topk(min(count, rows * tokens)).indices
     return x.flatten(0, 1)[worst]
 

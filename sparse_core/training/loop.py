@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..analysis.importance import measure, with_importance
+from ..analysis.importance import Measurement, measure, with_importance
 from ..dictionary import SparseDictionary
 from ..examples import Batch, Example, draw_batch
 from ..hosts.base import Host
@@ -20,6 +21,7 @@ from .learners import DictionaryLearner, Learner, rates
 from .objective import loss_weight, squared_error
 from .preview import Preview
 from .processes import ALONE, Processes
+from .scaling import LossScale
 from .settings import TrainingSettings
 from .state import TrainingState
 
@@ -86,7 +88,10 @@ class Trainer:
         self.parameters = learner.parameters()
         self.optimiser = torch.optim.Adam(rates(learner), betas=(0.9, 0.99), foreach=True)
         self.peaks = [group["lr"] for group in self.optimiser.param_groups]
+        self.scale = LossScale(host.dtype)
         self.mean = {name: torch.zeros_like(t) for name, t in self.parameters.items()} if settings.ema else {}
+        self.best: dict[str, Tensor] = {}
+        """The weights that fared best on the held-out pictures; empty where nobody waits for that to turn."""
         self.step = 0
         self.losses: list[float] = []
         self.held_out: list[float] = []
@@ -119,15 +124,17 @@ class Trainer:
             with self.learner.at_work(batch.prior):
                 error, estimate = self.errors(batch)
                 loss = (error * torch.where(batch.prior, settings.prior, 1.0)).mean()
-                ((loss + self.learner.penalty()) / settings.accumulate).backward()
+                self.scale.scaled((loss + self.learner.penalty()) / settings.accumulate).backward()
             total += float(loss.detach()) / settings.accumulate
         total = self._agreed(total)
         if not math.isfinite(total):
             raise ValueError(
                 f"The loss is {total} at step {self.step + 1}. Lower the learning rate (now {settings.learning_rate:g})."
             )
-        self.processes.average([t.grad for t in self.parameters.values() if t.grad is not None])
-        self.optimiser.step()
+        gradients = [t.grad for t in self.parameters.values() if t.grad is not None]
+        self.processes.average(gradients)
+        if self.scale.unscale(gradients):
+            self.optimiser.step()
         self.optimiser.zero_grad()
         self.step += 1
         self.losses.append(total)
@@ -144,15 +151,21 @@ class Trainer:
         checks, more = divmod(self.step, self.settings.check_every)
         if self.held_out_examples and not more and len(self.held_out) < checks:
             self.held_out.append(self.check())
+            if self.settings.patience and self.held_out[-1] == min(self.held_out):
+                self.best = {name: tensor.clone() for name, tensor in self.smoothed().items()}
 
     def draw(self, examples: Sequence[Example], generator: torch.Generator) -> Batch:
         """This process's rows of the next batch."""
         rows = self.settings.batch * self.processes.count
         return draw_batch(self.host, examples, rows, generator, self.processes.own)
 
+    def precision(self) -> AbstractContextManager[None]:
+        """What the model computes in, while the context lasts."""
+        return torch.autocast(self.host.device.type, torch.bfloat16, enabled=self.settings.autocast)
+
     def errors(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(rows,) weighted squared errors and the estimate of the clean latents, by the host as it is."""
-        with torch.autocast(self.host.device.type, torch.bfloat16, enabled=self.settings.autocast):
+        with self.precision():
             noisy = self.host.add_noise(batch.latents, batch.noise, batch.progress)
             estimate = self.host.denoise(noisy, batch.progress, batch.condition)
         weight = loss_weight(self.host.prediction, self.host.snr(batch.progress).to(batch.latents.device))
@@ -175,27 +188,36 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether all steps are done, or the held-out loss has turned."""
+        return self.step >= self.settings.steps or self.turned
+
+    @property
+    def turned(self) -> bool:
+        """Whether the held-out loss has not fallen for as many checks as there is patience for."""
         patience = self.settings.patience
-        recent = self.held_out[-patience:] if patience else []
-        turned = len(self.held_out) > patience > 0 and min(recent) >= min(self.held_out[:-patience])
-        return self.step >= self.settings.steps or turned
+        return len(self.held_out) > patience > 0 and min(self.held_out[-patience:]) >= min(self.held_out[:-patience])
+
+    def smoothed(self) -> dict[str, Tensor]:
+        """The weights as they count: where they are averaged, their running mean, corrected for its start."""
+        correction = 1 - self.settings.ema**self.step
+        means = {name: mean / correction for name, mean in self.mean.items()} if self.step else {}
+        return {name: tensor.detach() for name, tensor in self.parameters.items()} | means
 
     @torch.no_grad()
-    def use_mean(self) -> None:
-        """Puts the running mean of the weights in their place, corrected for its start; before the first step there is none."""
-        if not self.step:
-            return
-        for name, mean in self.mean.items():
-            self.parameters[name].copy_(mean / (1 - self.settings.ema**self.step))
+    def conclude(self) -> None:
+        """Puts those weights in place that are to be kept: where the held-out loss has turned, those from before."""
+        for name, tensor in (self.best if self.turned else self.smoothed()).items():
+            self.parameters[name].copy_(tensor)
 
     def _forget(self, rows: list[tuple[str, int]]) -> None:
         for name, row in rows:
             for moment in ("exp_avg", "exp_avg_sq"):
                 self.optimiser.state[self.parameters[name]][moment][row] = 0
+            if name in self.mean:
+                self.mean[name][row] = self.parameters[name].detach()[row] * (1 - self.settings.ema**self.step)
 
     def kept(self) -> dict[str, Tensor]:
         """Every tensor of the learner that the next step depends on."""
-        return {**self.parameters, **self.learner.buffers()}
+        return {**self.parameters, **self.learner.buffers(), "loss_scale": self.scale.state}
 
     def state(self) -> TrainingState:
         """Everything that the next step depends on."""
@@ -210,10 +232,11 @@ class Trainer:
             tensors,
             moments,
             dict(self.mean),
+            dict(self.best),
             self.generator.get_state(),
             self.losses[:],
             self.held_out[:],
-            self.settings.ema,
+            self.settings.record(),
         )
 
     @torch.no_grad()
@@ -222,7 +245,7 @@ class Trainer:
 
         :raises ValueError: the state is of another training.
         """
-        state.check_fits(self.kept(), self.settings.ema)
+        state.check_fits(self.kept(), self.settings.record())
         self.step, self.losses, self.held_out = state.step, list(state.losses), list(state.held_out)
         self.generator.set_state(state.random)
         for name, tensor in self.kept().items():
@@ -232,8 +255,22 @@ class Trainer:
                     key: value.clone() if key == "step" else value.to(tensor.device).clone()
                     for key, value in state.moments[name].items()
                 }
-        self.mean = {name: mean.to(self.parameters[name].device) for name, mean in state.mean.items()}
+        self.mean, self.best = (
+            {name: tensor.to(self.parameters[name].device) for name, tensor in some.items()}
+            for some in (state.mean, state.best)
+        )
         self._watch()  # an interruption may have come between a step and its check
+
+
+def _measured(host: Host, dictionary: SparseDictionary, examples: Sequence[Example], seed: int) -> Measurement:
+    """What has been learnt is not lost for want of memory to measure it: where that does not suffice, it goes picture by
+    picture."""
+    try:
+        return measure(host, dictionary, examples, seed=seed)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    return measure(host, dictionary, examples, rows=1, seed=seed)
 
 
 def train(
@@ -299,12 +336,14 @@ def train(
             ) from error
         if writes:
             trainer.state().save(autosave)
-        trainer.use_mean()
+        trainer.conclude()
         finished = learner.snapshot()
     kept = [example for example in examples if example.prior]
     subjects = [example for example in examples if not example.prior] or examples
-    measured = measure(host, finished, subjects, seed=settings.seed)
-    elsewhere = measure(host, finished, kept, seed=settings.seed) if kept else None
+    with trainer.precision():
+        measured, elsewhere = (
+            _measured(host, finished, some, settings.seed) if some else None for some in (subjects, kept)
+        )
     record = {
         **settings.record(),
         "steps_done": trainer.step,
@@ -312,6 +351,7 @@ def train(
         "final_loss": sum(trainer.losses[-20:]) / max(1, len(trainer.losses[-20:])),
         "atoms_reseeded": int(learner.reseeded),
         "active_share": measured.active_share(),
+        "held_out": trainer.held_out,
     }
     # As those of files, which it may be combined with.
     learnt = with_importance(finished, measured, elsewhere).map(lambda atoms: atoms.map(Tensor.cpu))

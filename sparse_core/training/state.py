@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -14,8 +15,22 @@ from torch import Tensor
 from ..files import write_atomically
 
 FORMAT = "sparse-atoms-training-state"
-RECORD = ("step", "losses", "held_out", "ema")
+RECORD = ("step", "losses", "held_out", "settings")
 """What is kept in the header; the rest are tensors."""
+LASTING = (
+    "atoms",
+    "projections",
+    "attentions",
+    "threshold",
+    "sparsity",
+    "prior",
+    "selective",
+    "reseed_every",
+    "ema",
+    "seed",
+)
+"""Settings that hold from the first step to the last. Others, such as the number of steps, the learning rate or what saves
+memory, may change where a training goes on."""
 
 
 @dataclass(frozen=True)
@@ -28,30 +43,39 @@ class TrainingState:
     """Adam's state by tensor name."""
     mean: Mapping[str, Tensor]
     """Running mean of the weights; empty where off."""
+    best: Mapping[str, Tensor]
+    """The weights that fared best on held-out pictures; empty where nobody waits for that to turn."""
     random: Tensor
     """State of the generator that draws batches."""
     losses: list[float]
     held_out: list[float]
-    ema: float
-    """Decay that ``mean`` was made with."""
+    settings: Mapping[str, Any]
+    """Of the training, as its dictionary records them."""
 
-    def check_fits(self, parameters: Mapping[str, Tensor], ema: float) -> None:
+    def check_fits(self, parameters: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
         """
-        :raises ValueError: the state's tensors are not those to be trained, or its mean is another.
+        :param settings: those to go on with.
+        :raises ValueError: the state is of a training with other lasting settings or tensors.
         """
+        advice = "Use the same settings to go on with it, or turn resume off to start anew."
+        others = [
+            f"{name} {self.settings.get(name)} (now {settings[name]})"
+            for name in LASTING
+            if self.settings.get(name) != settings[name]
+        ]
+        if others:
+            raise ValueError(f"The saved training was started with {', '.join(others)}. {advice}")
         mine = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         theirs = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
-        if mine != theirs or ema != self.ema:
-            raise ValueError(
-                f"The saved training was started with other settings (atoms, sites, ema {self.ema:g}) or for another model. Use "
-                "the same settings to go on with it, or turn resume off to start anew."
-            )
+        if mine != theirs:
+            raise ValueError(f"The saved training was started for another model. {advice}")
 
     def save(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
         flat = {f"tensor/{name}": tensor for name, tensor in self.tensors.items()}
         flat |= {f"moment/{n}/{key}": value for n, moment in self.moments.items() for key, value in moment.items()}
         flat |= {f"mean/{name}": tensor for name, tensor in self.mean.items()}
+        flat |= {f"best/{name}": tensor for name, tensor in self.best.items()}
         flat["random"] = self.random
         record = {name: getattr(self, name) for name in RECORD}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +94,7 @@ class TrainingState:
                     raise ValueError(f"{path.name} is no saved training. Remove it, or use another name.")
                 record = json.loads(header["record"])
                 flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                random, known = flat["random"], {name: record[name] for name in RECORD}
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"{path.name} is damaged ({error}). Remove it to start the training anew.") from error
         moments: dict[str, dict[str, Tensor]] = {}
@@ -85,6 +110,7 @@ class TrainingState:
             tensors=part("tensor/"),
             moments=moments,
             mean=part("mean/"),
-            random=flat["random"],
-            **{name: record[name] for name in RECORD},
+            best=part("best/"),
+            random=random,
+            **known,
         )

@@ -14,10 +14,10 @@ from playwright.sync_api import Locator, expect
 
 from sparse_core.dictionary import SparseDictionary
 from sparse_core.files import load_dictionary, save_dictionary
-from sparse_core.mixer import content_hash
+from sparse_core.mixer import atoms_hash
 
 ROBOT = REPOSITORY / "sparse_core" / "demo" / "dictionaries" / "robot.safetensors"
-HASH = content_hash(load_dictionary(ROBOT))
+HASH = atoms_hash(load_dictionary(ROBOT))
 STRONGEST = "L15.o[14]"
 SECOND = "L15.o[12]"
 OTHER_HASH = "0" * 16
@@ -221,7 +221,7 @@ def test_presets_are_kept_in_the_workflow(mixer: Desk, workflow: dict[str, Any])
 def test_a_preset_of_another_dictionary_is_not_used_and_leaves_edits_alone(
     mixer: Desk, workflow: dict[str, Any], base: Path
 ) -> None:
-    found = content_hash(smaller(base))
+    found = atoms_hash(smaller(base))
     open_with(mixer, workflow, f"# dictionary {HASH}\n{STRONGEST} = 0.5\nL15.o[2] = 0.25\n")
     name = mixer.panel.get_by_label("Name of a preset")
     name.fill("robot's")
@@ -470,7 +470,7 @@ def test_an_atom_is_found_by_its_label_and_told_by_its_card(mixer: Desk, workflo
 
 
 def test_a_mix_of_another_dictionary_waits_for_adoption(mixer: Desk, workflow: dict[str, Any], base: Path) -> None:
-    found = content_hash(smaller(base))
+    found = atoms_hash(smaller(base))
     mixer.open()
     text = f"# dictionary {HASH}\n{STRONGEST} = 0.5\nL15.o[2] = 0.25\n"
     mixer.load(changed(changed(workflow, "SparseAtoms_Load", "smaller.safetensors"), MIXER, text))

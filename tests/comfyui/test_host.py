@@ -19,7 +19,7 @@ from world import assert_close, demo_model, noise_of, pack, random_model, text, 
 from sparse_core.controls import Conditioning, SparseAdapter
 from sparse_core.demo.model import bundled_path
 from sparse_core.files import load_dictionary
-from sparse_core.hosts.comfyui import ComfyHost, Condition, apply_adapter, invert_latent, list_layers
+from sparse_core.hosts.comfyui import ComfyHost, Condition, apply_adapter, examples_of, invert_latent, list_layers
 
 AT = torch.tensor([0.3])
 
@@ -98,6 +98,13 @@ def test_a_conditioning_with_the_texts_of_several_pictures_is_refused() -> None:
     both = [[torch.cat([text(1)[0][0], text(2)[0][0]]), {"pooled_output": None}]]
     with pytest.raises(ValueError, match="holds the texts of 2 pictures in one"):
         ComfyHost(tiny_model()).stack_conditions([both])
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (64, 64)], ids=["a batch of one", "no batch"])
+def test_a_mask_that_is_black_everywhere_is_refused_by_its_number(shape: tuple[int, ...]) -> None:
+    latents, masks = [{"samples": noise_of(2, (16, 16))}], [torch.ones(1, 8, 8), torch.zeros(shape)]
+    with pytest.raises(ValueError, match=r"Mask 2 is black everywhere.*disconnect the masks"):
+        examples_of(ComfyHost(tiny_model()), latents, [text(0)], masks)
 
 
 @pytest.mark.parametrize("which", ["positive", "negative"])

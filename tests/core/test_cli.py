@@ -312,7 +312,9 @@ class TestTrain:
         # With a rate that changes nothing to speak of, no check is better than the first by more than rounding.
         still = ("--steps", 40, "--learning-rate", "1e-12", "--held-out", images)
         assert run(*base, *still) == 0
-        assert load_dictionary(out).metadata["training"]["steps_done"] < 40
+        record = load_dictionary(out).metadata["training"]
+        assert record["steps_done"] < 40 and len(record["held_out"]) == record["steps_done"]
+        assert f"Held-out loss, every 1 steps: {record['held_out'][0]:.4f}, " in capsys.readouterr().out
         assert_fails(capsys, "patience is 1, but no pictures are held out", *base)
 
     def test_a_resumed_training_gives_the_file_of_an_uninterrupted_one(
@@ -333,6 +335,17 @@ class TestTrain:
             assert run(*base) == 130
         assert state.is_file() and load_dictionary(out).metadata["training"]["steps_done"] == 1
         assert run(*base, "--resume") == 0
+        assert out.read_bytes() == trained.read_bytes() and not state.exists()
+
+    def test_resuming_nothing_starts_a_training_but_replaces_no_finished_one(
+        self, trained, model, images, tmp_path, capsys
+    ):
+        out, state = tmp_path / "again.safetensors", tmp_path / "again.training"
+        base = ("train", images, "--out", out, "--model", model, *QUICK, "--title", "trained", "--resume")
+        assert run(*base) == 0
+        assert f"There is nothing to resume: {state} does not exist" in capsys.readouterr().out
+        assert out.read_bytes() == trained.read_bytes()
+        assert_fails(capsys, f"There is nothing to resume: {out} is there", *base, "--steps", 6)
         assert out.read_bytes() == trained.read_bytes() and not state.exists()
 
     def test_what_an_unfinished_training_has_kept_is_dropped_only_when_asked(
@@ -397,6 +410,21 @@ class TestTrain:
         assert load_dictionary(out).metadata["training"]["steps_done"] == 2
         assert "2 steps is saved" in capsys.readouterr().err
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_an_interrupt_after_the_last_step_promises_no_further_ones(
+        self, model, images, tmp_path, monkeypatch, capsys
+    ):
+        def train_with_an_interrupt(host, examples, settings, on_step, metadata, **others):
+            dictionary = train(host, examples, settings, on_step, metadata, **others)
+            signal.raise_signal(signal.SIGINT)
+            return dictionary
+
+        monkeypatch.setattr(cli, "train", train_with_an_interrupt)
+        out = tmp_path / "late.safetensors"
+        assert run("train", images, "--out", out, "--model", model, *QUICK) == 130
+        told = capsys.readouterr().err
+        assert "3 steps is saved. The training is finished." in told and "--resume" not in told
+        assert not out.with_suffix(".training").exists()
 
     def test_previews_lie_beside_the_file_and_change_nothing_in_it(self, trained, model, images, tmp_path):
         out = tmp_path / "shown.safetensors"

@@ -20,6 +20,7 @@ from sparse_core.controls import (
     Curve,
     Keep,
     Mask,
+    Pictures,
     Schedule,
     Solo,
     SparseAdapter,
@@ -180,6 +181,7 @@ def test_a_combination_says_what_it_is_made_of(host: DiffusersHost, tmp_path: Pa
         (Mask(torch.eye(4)), "a mask"),
         (Schedule(Curve(0, 0.5)), "a schedule"),
         (Conditioning("negative"), "a choice of prompt"),
+        (Pictures((True, False)), "a choice of pictures"),
     ],
 )
 def test_a_control_that_cannot_be_stored_is_refused_by_name(host: DiffusersHost, control: Control, named: str) -> None:

@@ -19,7 +19,7 @@ pytest.importorskip("peft")
 from factories import needs_model
 
 from benchmarks.compose import __main__ as command
-from benchmarks.compose import report
+from benchmarks.compose import report, table
 from benchmarks.compose.composing import METHODS, Cut, Merged, composed
 from benchmarks.compose.pairs import SECOND, Pair, pairs, questions, render, swapped
 from benchmarks.compose.scores import Answers, PairScorer
@@ -256,8 +256,33 @@ def test_report_holds_both_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert figures["cross_talk"] == 0.5
             assert figures["scale"] == 0.8
     text = (tmp_path / "compose.md").read_text()
-    assert "quick tier" in text
     assert all(method in text for method in METHODS)
+    assert "2 held-out pairs and 2 of the development half, 1 seed (0), 12 prompts" in text and "tier" not in text
+    assert text.count("| method | two concepts, 1 of the pairs | a concept and a style, 1 of the pairs |") == 2
+    for half in (found, found["dev"]):
+        del half["by_kind"]  # an older report knows no kinds
+    assert "of the pairs" not in report.as_markdown(found)
+
+
+def test_a_look_depends_on_its_noise(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Look(TWO, 0, LORAS, 1.0)
+    before = bench.key(look)
+    monkeypatch.setattr(table, "NOISE", table.NOISE + 1)
+    assert bench.key(look) != before
+
+
+def test_what_meets_is_told_apart(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {
+        "concept": Answers([True, False], [True] * 2, [[False, False]] * 2),
+        "style": Answers([True], [True], [[]]),
+    }
+    monkeypatch.setattr(bench, "answers", lambda look: answers[look.pair.kind])
+    found = report.summary(bench, looks([TWO, STYLED], (0,), {LORAS: (1.0,)}))
+    assert found["methods"][LORAS]["both_present_and_obeyed"] == pytest.approx(2 / 3)
+    assert found["by_kind"] == {
+        "concept": {"pairs": 1, "both_present_and_obeyed": {LORAS: 0.5}},
+        "style": {"pairs": 1, "both_present_and_obeyed": {LORAS: 1.0}},
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ composing

@@ -100,6 +100,20 @@ def with_importance(values: Tensor) -> SparseDictionary:
 # ---------------------------------------------------------------------------------------------------------- composition
 
 
+def test_a_control_is_applied_once_however_long_the_chain_grows() -> None:
+    applied = []
+
+    class Watched:
+        def apply(self, state: State, dictionary: SparseDictionary) -> State:
+            applied.append(self)
+            return state
+
+    adapter, controls = SparseAdapter(DICTIONARY), [Watched() for _ in range(3)]
+    for control in controls:
+        adapter = adapter.with_controls(control)
+    assert adapter.state and applied == controls
+
+
 def test_no_control_is_weight_one_everywhere_at_all_times() -> None:
     state = SparseAdapter(DICTIONARY).state
     assert not state.masks and not state.curves

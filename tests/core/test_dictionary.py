@@ -111,7 +111,6 @@ def test_counts(dictionary: SparseDictionary) -> None:
     assert dictionary.parameters() == sum(
         4 * (d_in + d_out + 2) for layer in LAYERS for d_in, d_out in map(layer.shape, PROJECTIONS)
     )
-    assert {p: len(a) for p, a in dictionary.of_layer(2)} == dict.fromkeys(PROJECTIONS, 4)
 
 
 def test_selected_atoms_come_in_the_order_asked_for(dictionary: SparseDictionary) -> None:

@@ -61,6 +61,12 @@ class TestMasks:
         (robot,) = read_folder(folder, "zib", SIDE)
         assert left_and_right(robot.mask) == (255, 0)
 
+    @pytest.mark.parametrize("mode", ["L", "RGBA"])
+    def test_one_that_is_black_everywhere_is_refused(self, folder, mode):
+        Image.new(mode, (SIDE, SIDE)).save(folder / "robot.mask.png")
+        with pytest.raises(ValueError, match=r"robot.mask.png is black.*nothing of robot.png would be learnt.*Paint"):
+            read_folder(folder, "zib", SIDE)
+
     def test_two_for_one_picture_are_refused(self, folder):
         for name in ("robot.mask.png", "robot.mask.jpg"):
             half_white("L").save(folder / name)

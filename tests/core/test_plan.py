@@ -31,7 +31,8 @@ from sparse_core.controls import (
 )
 from sparse_core.dictionary import Atoms, SparseDictionary
 from sparse_core.layers import PROJECTIONS, Site
-from sparse_core.plan import Crop, Heard, LayerRun, MaskPlacementError, Plan, Rows, Run, compile_plan
+from sparse_core.modules import LowRank
+from sparse_core.plan import OPEN, Crop, Heard, LayerRun, MaskPlacementError, Plan, Rows, Run, compile_plan
 
 GRID = (3, 4)
 TOKENS = GRID[0] * GRID[1]
@@ -354,7 +355,8 @@ def test_a_plain_lora_equals_its_weights_merged(index: int) -> None:
         lambda atoms: replace(atoms, bias=0 * atoms.bias, threshold=0 * atoms.threshold)
     )
     merged = dict(inputs.weights)
-    for projection, atoms in dictionary.of_layer(index):
+    for projection in PROJECTIONS:
+        atoms = dictionary.sites[Site(index, projection)]
         merged[projection] = merged[projection] + atoms.directions.T @ atoms.encoder
     result, expected = run([SparseAdapter(dictionary)], inputs), base(replace(inputs, weights=merged))
     torch.testing.assert_close(result.output, expected.output, rtol=1e-4, atol=1e-4)
@@ -631,6 +633,29 @@ def test_atoms_that_cannot_act_are_sliced_away(controls: list[Control]) -> None:
     assert plan.layers[1].decoders["k"].directions.shape == (1, 12)
 
 
+@pytest.mark.parametrize(
+    "hidden", [Weight(ALL, 0), Keep(0), Mask(torch.zeros(2, 2))], ids=["muted", "dropped", "zero mask"]
+)
+@pytest.mark.parametrize(
+    "control",
+    [Listen(("robot",)), Conditioning("positive"), Pictures((True, False)), Schedule(Curve(0, 0.5)), Mask(left)],
+    ids=["trigger", "prompt", "pictures", "schedule", "mask"],
+)
+def test_atoms_that_cannot_act_ask_nothing_of_a_model_call(control: Control, hidden: Control) -> None:
+    update = {"conv_in": LowRank(torch.ones(1, 4), torch.ones(1, 8))}
+    silent = SparseAdapter(replace(ADAPTER.dictionary, rest=update)).with_controls(control, hidden)
+    plan = compile_plan([silent, ADAPTER], LAYERS)
+    assert plan.gates == (OPEN,) and not plan.masks and not plan.modules
+    assert every_layer_is([silent, ADAPTER], [ADAPTER])
+
+
+def test_one_muted_atom_of_a_site_makes_the_others_wait_for_nothing() -> None:
+    some = parse_selection("L1.k[2] | L3.o")
+    waiting = ADAPTER.with_controls(Listen(("robot",), some), Weight(some, 0))
+    assert not compile_plan([waiting], LAYERS).by_row
+    assert every_layer_is([waiting], [ADAPTER.with_controls(Weight(some, 0))])
+
+
 def test_density_slices_the_share_it_drops() -> None:
     plan = compile_plan([ADAPTER.with_controls(Keep(0.25))], LAYERS)
     assert sum(map(sum, coder_rows(plan).values())) == round(0.25 * len(ADAPTER.dictionary))
@@ -869,7 +894,8 @@ def test_observers_see_their_own_coefficients_before_controls_and_features_befor
 def test_gradients_reach_every_site(index: int, controls: list[Control]) -> None:
     dictionary = random_dictionary(atoms=6).map(lambda atoms: atoms.map(lambda t: t.clone().requires_grad_()))
     run([SparseAdapter(dictionary).with_controls(*controls)], make_inputs(index)).output.square().sum().backward()
-    for _, atoms in dictionary.of_layer(index):
+    for projection in PROJECTIONS:
+        atoms = dictionary.sites[Site(index, projection)]
         for tensor in (atoms.encoder, atoms.bias, atoms.threshold, atoms.directions):
             assert tensor.grad is not None and bool(tensor.grad.any())
 

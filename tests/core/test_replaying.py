@@ -170,6 +170,21 @@ def test_places_are_fitted_and_cropped() -> None:
     assert larger == sorted(larger) and (larger[0], larger[-1]) == (0, 3)
 
 
+def test_each_axis_of_a_map_is_fitted_by_its_own_rule() -> None:
+    def played(recorded: Tensor, grid: tuple[int, int]) -> Tensor:
+        recording = Recording(
+            ("L0.q[0]",), {}, (0.5,), Side({"L0.q[0]": recorded[None, None].half()}, {}), Side({}, {})
+        )
+        rows = Rows((0,), (True,), (Crop(grid, 0, 0, *grid),))
+        z = torch.zeros(1, grid[0] * grid[1], 1)
+        return RecordingPlayer(recording, 1.0, frozenset())(Site(0, "q"), (0,), z, Moment(rows, 0.5, grid)).view(grid)
+
+    stripes = (torch.arange(64) % 4 == 0).expand(32, 64)
+    assert torch.equal(played(stripes, (48, 16)), torch.full((48, 16), 0.25))
+    ramp = torch.arange(4.0).expand(64, 4)
+    assert torch.equal(played(ramp, (16, 8)), torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]).expand(16, 8))
+
+
 def test_what_can_not_be_replayed_is_refused_by_name(learnt: SparseDictionary, recording: Recording) -> None:
     adapter = SparseAdapter(learnt)
     part = Recording(("L0.q[1]",), {}, (0.5,), Side({"L0.q[1]": torch.zeros(1, 1, 1, 1)}, {}), Side({}, {}))

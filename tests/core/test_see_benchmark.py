@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import destination
 from benchmarks.quality.methods import Taught
 from benchmarks.quality.presets import METHODS, OURS
 from benchmarks.quality.words import PromptedHost
 from benchmarks.see import labels, report
-from benchmarks.see.__main__ import QUICK, WHOLE, cells_of, summary
+from benchmarks.see.__main__ import QUICK, WHOLE, cells_of, mixer_milliseconds, summary
 from benchmarks.see.looking import ablated
 from benchmarks.see.regions import SMALLEST, parts, regions
 from benchmarks.see.scores import AREA, CHANCE, check, overlap, selectivity, weighted
@@ -139,6 +143,17 @@ def test_the_summary_compares_with_every_other_subject(tmp_path) -> None:
     assert "is reached" in (tmp_path / "see.md").read_text()
     lower = summary({name: [[one_look(0.3)]] for name in looks})
     assert "**not** reached" in report.as_markdown({**lower, **known})
+
+
+def test_the_mixers_figure_is_the_one_beside_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, out = tmp_path / "results", tmp_path / "out"
+    monkeypatch.setattr(destination, "RESULTS", results)
+    assert mixer_milliseconds(out) is None
+    for folder, milliseconds in ((results, 20.5), (out, 30.5)):
+        folder.mkdir()
+        (folder / "mixer.json").write_text(json.dumps({"mixer_ms_2000": milliseconds}))
+        assert mixer_milliseconds(out) == milliseconds
+    assert mixer_milliseconds(results) == 20.5
 
 
 def test_few_atoms_are_compared_with_as_few() -> None:

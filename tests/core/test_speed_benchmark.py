@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from benchmarks import speed
 from benchmarks.cells import Cells
 from benchmarks.machine import describe
 from benchmarks.speed import Group, as_markdown, merged
@@ -35,6 +37,57 @@ def measured(folder: Path, device: str, ratio: float, *parts: str, before: dict 
         if group.part in parts:
             cells[group.key(NAMES[group.part])] = {"ratio": ratio, "memory_ratio": 1.0}
     return merged(groups, cells, conditions(device), before or {})
+
+
+def test_a_figure_alone_leaves_the_others_of_its_part(tmp_path: Path) -> None:
+    names = ["sampling/comfyui/sd15/16", "sampling/comfyui/sd15/32", "peers/peft_lora_16/sd15"]
+    group = Group(lambda: None, {name: lambda _: None for name in names})
+
+    def report(device: str, ratio: float, measured: list[str], before: dict) -> dict:
+        cells = Cells(tmp_path / str(ratio), conditions(device))
+        for name in measured:
+            cells[group.key(name)] = {"ratio": ratio}
+        return merged([group], cells, conditions(device), before)
+
+    first = report("old", 1.5, names, {})
+    alike = report("old", 1.25, names[1:2], first)
+    assert [value["ratio"] for value in alike["cells"].values()] == [1.5, 1.25, 1.5]
+    assert "older" not in alike and "From before" not in as_markdown([alike])
+    other = report("new", 0.9, names[1:2], json.loads(json.dumps(alike)))
+    assert [value["ratio"] for value in other["cells"].values()] == [1.5, 0.9, 1.5]
+    assert other["older"].keys() == {names[0], names[2]}
+    assert {known["machine"]["device"] for known in other["older"].values()} == {"old"}
+    (line,) = [line for line in as_markdown([other]).splitlines() if line.startswith("**From before**")]
+    assert f"`{names[0]}`, `{names[2]}`. old, 2 threads" in line and names[1] not in line
+    again = report("newest", 0.8, names[:2], other)
+    assert again["older"].keys() == {names[2]} and again["older"][names[2]]["machine"]["device"] == "old"
+    assert list(alike["cells"]) == list(other["cells"]) == list(again["cells"]) == names
+
+
+def test_figures_of_other_code_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group(lambda: None, {"training/demo": lambda _: None, "training/sd15": lambda _: None}, "training")
+
+    def report(code: str, name: str, before: dict) -> dict:
+        monkeypatch.setattr(speed, "source_digest", lambda sources: code)
+        cells = Cells(tmp_path, conditions("same"))
+        cells[group.key(name)] = {"ratio": 1.0}
+        return merged([group], cells, conditions("same"), before)
+
+    second = report("code2", "training/sd15", report("code1", "training/demo", {}))
+    assert second["cells"].keys() == {"training/demo", "training/sd15"}
+    assert second["older"]["training/demo"]["source"] == "code1" and second["parts"]["training"]["source"] == "code2"
+    assert "`training/demo`" in as_markdown([second]) and "Code code1." in as_markdown([second])
+
+
+def test_the_table_says_which_loras_are_not_merged(tmp_path: Path) -> None:
+    names = ["peers/peft_lora_16/sd15", "peers/lora_hooks_3_regions/sd15"]
+    group = Group(lambda: None, {name: lambda _: None for name in names})
+    cells = Cells(tmp_path, conditions("new"))
+    for name in names:
+        cells[group.key(name)] = {"ratio": 1.1}
+    written = as_markdown([merged([group], cells, conditions("new"), {})])
+    assert "| step: unmerged peft LoRA 16 |" in written and "| step: lora hooks 3 regions |" in written
+    assert "*Unmerged*" in written
 
 
 def test_a_part_that_is_not_measured_stays_with_its_conditions(tmp_path: Path) -> None:

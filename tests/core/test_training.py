@@ -18,6 +18,7 @@ import torch
 from factories import CHANNELS, random_condition, random_dictionary, tiny_host
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Generator, Tensor
 
 from sparse_core.analysis.importance import measure
@@ -25,7 +26,7 @@ from sparse_core.controls import SparseAdapter
 from sparse_core.dictionary import SparseDictionary
 from sparse_core.examples import draw_batch
 from sparse_core.files import load_dictionary, save_dictionary
-from sparse_core.hosts.diffusers import DiffusersHost
+from sparse_core.hosts.diffusers import Condition, DiffusersHost
 from sparse_core.layers import Layer, Site
 from sparse_core.training import (
     PRESETS,
@@ -42,7 +43,8 @@ from sparse_core.training.learners import DictionaryLearner, initial_dictionary
 from sparse_core.training.loop import Trainer, learning_rate_factor
 from sparse_core.training.objective import SNR_CAP, loss_weight
 from sparse_core.training.processes import Processes
-from sparse_core.training.state import TrainingState
+from sparse_core.training.scaling import GROWS_AFTER, HIGHEST, LossScale
+from sparse_core.training.state import FORMAT, TrainingState
 
 QUICK = TrainingSettings(steps=4, batch=2, atoms=8, threshold=0.5, learning_rate=0.01, reseed_every=0)
 
@@ -381,14 +383,39 @@ def test_a_crash_loses_no_more_than_the_steps_since_the_last_autosave(host: Diff
     assert steps == [3, 4] and same(resumed, train(host, examples, QUICK))
 
 
-def test_a_state_of_another_training_is_refused(host: DiffusersHost, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"atoms": 5}, r"with atoms 8 \(now 5\)"),
+        ({"threshold": 0.1}, r"with threshold 0.5 \(now 0.1\)"),
+        ({"sparsity": 0.0, "seed": 3}, r"with sparsity 0.0001 \(now 0.0\), seed 0 \(now 3\)"),
+    ],
+)
+def test_a_state_of_another_training_is_refused(
+    host: DiffusersHost, tmp_path: Path, other: dict[str, object], said: str
+) -> None:
     state = tmp_path / "fox.state.safetensors"
     train(host, make_examples(), QUICK, stop_at(1), autosave=state)
-    with pytest.raises(ValueError, match="started with other settings"):
-        train(host, make_examples(), replace(QUICK, atoms=5), autosave=state)
+    with pytest.raises(ValueError, match=said):
+        train(host, make_examples(), replace(QUICK, **other), autosave=state)
 
 
-@pytest.mark.parametrize("damage", ["cut", "random", "dictionary"])
+def test_a_state_for_another_model_is_refused(host: DiffusersHost, tmp_path: Path) -> None:
+    state = tmp_path / "fox.state.safetensors"
+    train(host, make_examples(), QUICK, stop_at(1), autosave=state)
+    examples = [replace(example, condition=random_condition(1, "sdxl")) for example in make_examples()]
+    with pytest.raises(ValueError, match="another model"):
+        train(tiny_host("sdxl"), examples, QUICK, autosave=state)
+
+
+def test_a_training_goes_on_with_more_steps_a_lower_rate_and_less_memory(host: DiffusersHost, tmp_path: Path) -> None:
+    state = tmp_path / "fox.state.safetensors"
+    train(host, make_examples(), QUICK, stop_at(1), autosave=state)
+    other = replace(QUICK, steps=6, learning_rate=1e-3, batch=1, checkpointing=True)
+    assert train(host, make_examples(), other, autosave=state).metadata["training"]["steps_done"] == 6
+
+
+@pytest.mark.parametrize("damage", ["cut", "random", "dictionary", "incomplete"])
 def test_a_file_that_is_no_state_is_refused_by_name(host: DiffusersHost, tmp_path: Path, damage: str) -> None:
     state = tmp_path / "fox.state.safetensors"
     train(host, make_examples(), QUICK, stop_at(1), autosave=state)
@@ -399,6 +426,8 @@ def test_a_file_that_is_no_state_is_refused_by_name(host: DiffusersHost, tmp_pat
             state.write_bytes(b"\x07" * 100)
         case "dictionary":
             save_dictionary(random_dictionary(), state)
+        case "incomplete":
+            save_file({"tensor/x": torch.zeros(1)}, state, {"format": FORMAT, "record": "{}"})
     with pytest.raises(ValueError, match=r"fox\.state\.safetensors .*Remove it"):
         train(host, make_examples(), QUICK, autosave=state)
 
@@ -410,6 +439,73 @@ def test_training_ends_when_the_held_out_loss_has_turned(host: DiffusersHost) ->
     for losses, finished in (([3.0, 2.0], False), ([3.0, 2.0, 1.0, 1.5], False), ([3.0, 1.0, 1.5, 1.2], True)):
         trainer.held_out = losses
         assert trainer.finished == finished
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_when_the_held_out_loss_has_turned_the_weights_from_before_are_kept(
+    host: DiffusersHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float
+) -> None:
+    settings = replace(QUICK, steps=8, check_every=1, ema=ema)
+    goal = train(host, make_examples(), settings, stop_at(2))
+
+    def turning(self: Trainer) -> float:
+        return [2.0, 1.0, 3.0, 4.0][len(self.held_out)]
+
+    monkeypatch.setattr(Trainer, "check", turning)
+    watched = replace(settings, patience=2), {"held_out": make_examples(1, seed=5)}
+    whole = train(host, make_examples(), watched[0], **watched[1])
+    assert whole.metadata["training"]["steps_done"] == 4 and whole.metadata["training"]["held_out"] == [2, 1, 3, 4]
+    assert same(whole, goal)
+    state = tmp_path / "fox.training"
+    train(host, make_examples(), watched[0], stop_at(3), autosave=state, **watched[1])
+    assert same(train(host, make_examples(), watched[0], autosave=state, **watched[1]), goal)
+
+
+# ------------------------------------------------------------------------------------------------------- half precision
+
+
+def test_gradients_smaller_than_half_precision_reach_the_atoms() -> None:
+    scale = LossScale(torch.float16)
+    weight = torch.ones(3, requires_grad=True)
+
+    def gradient(loss: Callable[[Tensor], Tensor]) -> Tensor:
+        (found,) = torch.autograd.grad(loss((weight.half().float() * 1e-9).sum()), weight)
+        return found
+
+    assert not gradient(lambda loss: loss).any()
+    found = gradient(scale.scaled)
+    assert scale.unscale([found])
+    torch.testing.assert_close(found, torch.full((3,), 1e-9), rtol=1e-2, atol=0)
+
+
+def test_an_overflow_is_no_step_and_halves_the_scale_until_calm_doubles_it() -> None:
+    scale = LossScale(torch.float16)
+    assert not scale.unscale([torch.tensor([float("inf"), 1.0])])
+    assert scale.state.tolist() == [HIGHEST / 2, 0]
+    for _ in range(GROWS_AFTER):
+        assert scale.unscale([torch.ones(2)])
+    assert scale.state.tolist() == [HIGHEST, 0]
+    scale.state[0] = 1
+    with pytest.raises(ValueError, match="Lower the learning rate"):
+        scale.unscale([torch.tensor([float("nan")])])
+
+
+def test_other_precisions_are_left_alone() -> None:
+    scale, loss = LossScale(torch.bfloat16), torch.ones(())
+    assert scale.scaled(loss) is loss and scale.unscale([torch.tensor([float("inf")])])
+
+
+def test_a_model_in_half_precision_learns_nearly_the_same_and_resumes(tmp_path: Path) -> None:
+    half, state, settings = tiny_host(), tmp_path / "fox.training", replace(QUICK, steps=12)
+    half.unet.half()
+    full = train(tiny_host(), make_examples(), settings)
+    texts = [Condition(example.condition.text.half()) for example in make_examples()]
+    examples = [replace(example, condition=text) for example, text in zip(make_examples(), texts, strict=True)]
+    learnt = train(half, examples, settings)
+    one, other = (torch.cat([a.directions.flatten() for a in d.sites.values()]) for d in (learnt, full))
+    assert float(torch.cosine_similarity(one, other, dim=0)) > 0.9
+    train(half, examples, settings, stop_at(5), autosave=state)
+    assert same(train(half, examples, settings, autosave=state), learnt)
 
 
 # ---------------------------------------------------------------------------------------------------- several processes
@@ -500,6 +596,71 @@ def test_prior_prompts_are_shared_out_among_sizes(prompts: int, sizes: int) -> N
     drawn = [prompt for share in shares for prompt in share]
     assert set(drawn) == set(range(prompts)) and 16 <= len(drawn) < max(16, prompts) + sizes
     assert len(shares) == sizes and len(set(map(len, shares))) == 1
+
+
+def test_an_atom_that_starts_anew_changes_nothing_yet(host: DiffusersHost) -> None:
+    settings = replace(QUICK, steps=20, reseed_every=4, threshold=2.0, batch=4, ema=0.5)
+    with host.trainable():
+        learner = DictionaryLearner(host, settings)
+        trainer = Trainer(host, learner, make_examples(), settings)
+        for _ in range(7):
+            trainer.advance()
+        silent = {site: ~fired for site, fired in learner.fired.items()}
+        moved = sum(
+            float(learner.dictionary.sites[site].directions[rows].detach().abs().sum()) for site, rows in silent.items()
+        )
+        assert moved > 0  # they fired before they fell silent
+        for tensor in learner.buffers().values():
+            if tensor.dtype == torch.bool:
+                tensor.zero_()
+        before = {site: atoms.encoder.detach().clone() for site, atoms in learner.dictionary.sites.items()}
+        trainer._forget(learner.maintain(torch.rand(4, 1, 8, 8)))
+    anew = 0
+    for site, atoms in learner.dictionary.sites.items():
+        rows = (atoms.encoder != before[site]).any(dim=1)
+        anew += int(rows.sum())
+        assert not atoms.directions[rows].any() and not atoms.bias[rows].any()
+        assert not trainer.smoothed()[f"{site}.directions"][rows].any()
+        torch.testing.assert_close(trainer.smoothed()[f"{site}.encoder"][rows], atoms.encoder[rows].detach())
+    assert anew > 0
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 13), (12, 7)])
+def test_atoms_start_anew_as_detectors_of_the_worst_places_whatever_the_pictures_shape(
+    host: DiffusersHost, size: tuple[int, int]
+) -> None:
+    settings = replace(QUICK, attentions=("attn1",), projections=("q",), atoms=2)
+    with host.trainable():
+        learner = DictionaryLearner(host, settings)
+        Trainer(host, learner, make_examples(size=size), settings).advance()
+        error = torch.zeros(2, 1, *size)
+        error[1, :, -1, -1] = 1  # the lower right corner of the second picture
+        for fired in learner.fired.values():
+            fired.zero_()
+        learner.maintain(error)
+        for site, seen in learner.seen.items():
+            corner = torch.nn.functional.normalize(seen.x[1, -1], dim=0)
+            torch.testing.assert_close(learner.dictionary.sites[site].encoder[0].detach(), corner)
+
+
+def test_measuring_takes_the_precision_of_training_and_goes_picture_by_picture_where_memory_is_short(
+    host: DiffusersHost,
+) -> None:
+    denoise, rows = host.denoise, []
+
+    def watched(noisy: Tensor, *others: object) -> Tensor:
+        assert torch.is_autocast_enabled("cpu")
+        if not torch.is_grad_enabled():
+            rows.append(len(noisy))
+            if len(noisy) > 1:
+                raise torch.OutOfMemoryError
+        return denoise(noisy, *others)
+
+    host.denoise = watched
+    learnt = train(host, make_examples(5), replace(QUICK, batch=1, autocast=True))
+    del host.denoise
+    assert rows == [4, *[1] * 8]
+    assert any(bool(atoms.importance.any()) for atoms in learnt.sites.values())
 
 
 def test_atoms_do_not_start_anew_where_the_loss_does_not_count(
