@@ -83,7 +83,7 @@ ROUNDS = {
         "both bases.",
         [
             *(ours(sparsity=weight) for weight in (1e-5, 3e-5)),
-            *(ours(learning_rate=8e-3, sparsity=weight) for weight in (1e-5, 1e-4)),
+            ours(learning_rate=8e-3, sparsity=1e-5),
             METHODS["LoRA"],
         ],
     ),
