@@ -83,6 +83,7 @@ def _methods(figures: Mapping[str, Any]) -> str:
         "parameters",
         "hypervolume",
         "interval",
+        "by strength alone",
         "likeness gain at text ≥ .95",
         "the same at .95 of the base's",
     ]
@@ -94,6 +95,7 @@ def _methods(figures: Mapping[str, Any]) -> str:
             f["params"],
             f["hypervolume"][1],
             f"{f['hypervolume'][0]:.3f} to {f['hypervolume'][2]:.3f}",
+            f.get("hypervolume_by_strength"),
             f["likeness_at_text_95"],
             f["likeness_at_text_95_of_base"],
             f["drift_at_equal_likeness"],

@@ -32,12 +32,16 @@ class Look(NamedTuple):
     """Time for a picture over that of the plain model."""
 
     def curve(self, chosen: np.ndarray | slice = slice(None)) -> list[tuple[float, float]]:
-        """(text, likeness) wherever a user's sliders can stand, over chosen prompts."""
+        """(text, likeness) wherever its sliders can stand, over chosen prompts."""
 
         def place(scores: dict[str, Any]) -> tuple[float, float]:
             return text(scores, chosen), likeness(scores, chosen)
 
         return along_sliders({p: place(scores) for p, scores in self.points.items()}, place(self.reference["base"]))
+
+    def by_strength(self) -> Look:
+        """The same, looked at with all atoms only."""
+        return self._replace(points={point: scores for point, scores in self.points.items() if point.density == 1})
 
     def hypervolume(self, chosen: np.ndarray | slice = slice(None)) -> float:
         """Of the curve, from the text alignment of lessons learnt by heart and the likeness of the untaught base."""
@@ -123,6 +127,7 @@ def _method(mine: Sequence[Look], common: float | None) -> dict[str, Any]:
             seed=0,
             subjects=[look.unit.task for look in mine],
         ),
+        "hypervolume_by_strength": mean(look.by_strength().hypervolume() for look in mine),
         "likeness_at_text_95": gain(ALIGNED),
         "likeness_at_text_95_of_base": gain(ALIGNED * base[0]),
         "drift_at_equal_likeness": None if common is None else drift_at(common),

@@ -57,7 +57,11 @@ def search(
     found = looks(Keys(setup), Cells(setup.cache, {"table": "quality"}), units)
     log.parent.mkdir(parents=True, exist_ok=True)
     lines = [
-        {"model": setup.model.name, "seed": seed, **line(title, variant, [look for look in found if look.unit.method == variant])}
+        {
+            "model": setup.model.name,
+            "seed": seed,
+            **line(title, variant, [look for look in found if look.unit.method == variant]),
+        }
         for variant in tried
     ]
     lines.sort(key=lambda one: (one["method"], one["hypervolume"]))

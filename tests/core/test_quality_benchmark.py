@@ -637,4 +637,5 @@ def test_drift_at_equal_likeness_counts_what_fewer_atoms_save() -> None:
     ours = ours._replace(unit=ours.unit._replace(points=(Point(), cut)), points={**ours.points, cut: less})
     figures = summary([ours, both[1]], "held_out")["methods"]
     assert figures[OURS]["drift_at_equal_likeness"] == 0.5
+    assert figures[OURS]["hypervolume_by_strength"] == pytest.approx(figures["LoRA"]["hypervolume"][1])
     assert figures["LoRA"]["drift_at_equal_likeness"] == pytest.approx(0.9)  # nine tenths of the way to full strength
