@@ -160,7 +160,7 @@ def draw_curves(figures: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 6.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(10, 8), layout="constrained")
     for name, values in figures["methods"].items():
         style = {"linewidth": 3, "zorder": 3} if name == OURS else {"linewidth": 1.2}
         whole = [p for p in values["points"] if p["density"] == 1]
@@ -174,6 +174,6 @@ def draw_curves(figures: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("likeness")
     axes.set_ylabel("text alignment")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
