@@ -27,10 +27,12 @@ LASTING = (
     "selective",
     "reseed_every",
     "ema",
+    "patience",
+    "check_every",
     "seed",
 )
-"""Settings that hold from the first step to the last. Others, such as the number of steps, the learning rate or what saves
-memory, may change where a training goes on."""
+"""Settings that hold from the first step to the last: with other checks, say, the best weights would not be those that were kept.
+Others, such as the number of steps, the learning rate or what saves memory, may change where a training goes on."""
 
 
 @dataclass(frozen=True)

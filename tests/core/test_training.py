@@ -387,6 +387,7 @@ def test_a_crash_loses_no_more_than_the_steps_since_the_last_autosave(host: Diff
     ("other", "said"),
     [
         ({"atoms": 5}, r"with atoms 8 \(now 5\)"),
+        ({"check_every": 2}, r"with check_every 50 \(now 2\)"),
         ({"threshold": 0.1}, r"with threshold 0.5 \(now 0.1\)"),
         ({"sparsity": 0.0, "seed": 3}, r"with sparsity 0.0001 \(now 0.0\), seed 0 \(now 3\)"),
     ],
