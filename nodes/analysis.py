@@ -107,7 +107,12 @@ class AtomHeatmaps(io.ComfyNode):
     def execute(
         cls, recording: Recording, image: torch.Tensor, picture: int, start: float, end: float, prompt: str
     ) -> io.NodeOutput:
-        shown = image[min(picture, len(image) - 1)].float().cpu()
+        if picture >= len(image):
+            raise ValueError(
+                f"Picture {picture} is asked for, counted from 0, and {len(image)} came in. Connect the whole batch that was "
+                "recorded, decoded, or ask for another."
+            )
+        shown = image[picture].float().cpu()
         maps = heatmaps.heat_maps(
             recording, tuple(shown.shape[:2]), picture=picture, start=start, end=end, prompt=prompt
         )
@@ -436,7 +441,7 @@ class LabelAtoms(io.ComfyNode):
     def execute(cls, dictionary: SparseAdapter, lines: str, notes: str = "") -> io.NodeOutput:
         learnt = dictionary.dictionary
         named = labels.with_labels(learnt, labels.parse_texts(lines, learnt, "label"))
-        noted = labels.with_notes(named, labels.parse_texts(notes, learnt, "note"))
+        noted = labels.with_notes(named, labels.parse_texts(notes, named, "note"))
         return io.NodeOutput(replace(dictionary, dictionary=noted))
 
 

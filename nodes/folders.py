@@ -39,6 +39,11 @@ def names() -> list[str]:
     return [name for _, name in sorted(dated, key=lambda one: -one[0])]
 
 
+def is_listed(name: str) -> bool:
+    """Whether the Load node offers a file."""
+    return name in folder_paths.get_filename_list(FOLDER)
+
+
 def resolve(name: str) -> Path:
     """The path of a listed name.
 
@@ -71,7 +76,11 @@ def free_path(prefix: str) -> Path:
     return path
 
 
+def plain(name: str) -> str:
+    """A name without what some systems refuse in a file's, and without folders."""
+    return "".join(c if c.isalnum() or c in "-_ " else "_" for c in name)
+
+
 def training_state(name: str) -> Path:
     """Where an unfinished training of this name is kept."""
-    plain = "".join(c if c.isalnum() or c in "-_ " else "_" for c in name)
-    return Path(folder_paths.get_user_directory(), "sparse_atoms", "training", f"{plain}{SUFFIX}")
+    return Path(folder_paths.get_user_directory(), "sparse_atoms", "training", f"{plain(name)}{SUFFIX}")

@@ -41,11 +41,13 @@ def _of_a_file(answer: Callable[[Path], web.Response]) -> Callable[[web.Request]
     """A handler that gives ``answer`` the file that the request names. Files are read beside the server's own loop."""
 
     async def handler(request: web.Request) -> web.Response:
-        name = request.query.get("name", "")
-        if name not in folders.names():
+        return await asyncio.to_thread(respond, request.query.get("name", ""))
+
+    def respond(name: str) -> web.Response:
+        if not folders.is_listed(name):
             return _refusal(404, f"There is no dictionary {name!r}. Refresh the node list (R) and pick another.")
         try:
-            return await asyncio.to_thread(answer, folders.resolve(name))
+            return answer(folders.resolve(name))
         except (ValueError, OSError) as error:
             return _refusal(422, str(error))
 

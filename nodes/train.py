@@ -265,8 +265,10 @@ class TrainSparseDictionary(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, name: list[str | None], resume: Sequence[bool | None] = (False,), **_: Any) -> int:
         """A training that was cancelled has more to do where it is to be resumed. Otherwise what it gave stays, as wanted by
-        whoever cancelled because it was enough."""
-        return UNFINISHED[name[0]] if resume[0] else 0
+        whoever cancelled because it was enough. What comes by a link is not known here, so it may be any."""
+        if resume[0] is False:
+            return 0
+        return UNFINISHED.total() if name[0] is None else UNFINISHED[name[0]]
 
     @classmethod
     def execute(
@@ -341,6 +343,15 @@ class TrainSparseDictionary(io.ComfyNode):
             raise ValueError(
                 "A prior or preview prompt is connected, but no negative prompt. Connect an empty CLIP Text Encode to it."
             )
+        if selective[0] and not prior:
+            raise ValueError(
+                f"selective is {selective[0]:g}, but no prior prompts are connected for atoms to be silent on. Connect prior, or "
+                "set selective to 0."
+            )
+        if held_out_captions and not held_out:
+            raise ValueError(
+                "Held-out captions are connected, but no held-out pictures. Connect held_out, or disconnect held_out_captions."
+            )
         empty = one_entry(negative[0], "negative") if prior or preview else []
         if prior:
             host.load()
@@ -381,5 +392,5 @@ class TrainSparseDictionary(io.ComfyNode):
             state.unlink(missing_ok=True)
         else:
             UNFINISHED[name[0]] += 1
-            save_dictionary(dictionary, folders.free_path(f"{name[0]}_cancelled"))
+            save_dictionary(dictionary, folders.free_path(f"{folders.plain(name[0])}_cancelled"))
         return io.NodeOutput(SparseAdapter(dictionary), {"loss": losses})

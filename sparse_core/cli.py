@@ -54,7 +54,7 @@ STATE_SUFFIX = ".training"
 """Of the file beside the dictionary that holds a training which has not ended."""
 DENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Where `info` reads the importance curve."""
-COUNTED = ("effects", "labels", "thumbnails")
+COUNTED = ("effects", "labels", "origins", "thumbnails")
 """Metadata of single atoms of which `info` tells how many there are; ``--json`` tells them all."""
 BAR = "\N{FULL BLOCK}"  # sources stay within what every system reads
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return fail("Out of memory. Use a smaller --size or --batch, or close other programs.")
+        return fail("Out of memory. Use a smaller --size or --batch where the command has it, or close other programs.")
 
 
 def fail(message: str) -> int:
@@ -262,6 +262,11 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
         raise ValueError(
             f"patience is {settings.patience}, but no pictures are held out to watch. Give some that are not learnt from with "
             "--held-out FOLDER, or leave out --patience."
+        )
+    if settings.selective and not (options.prior_prompts or options.prior_folder):
+        raise ValueError(
+            f"selective is {settings.selective:g}, but there are no prior pictures for atoms to be silent on. Give some with "
+            "--prior or --prior-folder, or leave out --selective."
         )
     out = with_suffix(options.out)
     check_output(out, SUFFIX, options.model)
@@ -531,7 +536,7 @@ def readable(name: str, facts: dict) -> str:
         f"  {atom['address']:<12} {atom['importance']:.5f} {atom['label']}".rstrip() for atom in facts["most_important"]
     ]
     record = [f"  {name}: {value}" for name, value in flat(facts["metadata"])]
-    return "\n".join(
+    text = "\n".join(
         [
             f"{name}: a sparse dictionary",
             f"  for {facts['family']} (layer fingerprint {facts['fingerprint']})",
@@ -548,6 +553,7 @@ def readable(name: str, facts: dict) -> str:
             *record,
         ]
     )
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)  # files come from strangers
 
 
 def flat(metadata: dict, prefix: str = "") -> Iterator[tuple[str, object]]:

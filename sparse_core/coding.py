@@ -30,7 +30,7 @@ def soft_threshold(a: Tensor, threshold: Tensor) -> Tensor:
     return a - torch.clamp(a, -threshold, threshold)
 
 
-def encode(x: Tensor, encoder: Tensor, bias: Tensor, threshold: Tensor, normalise: Tensor) -> Tensor:
+def encode(x: Tensor, encoder: Tensor, bias: Tensor, threshold: Tensor, normalise: Tensor | None) -> Tensor:
     """Coefficients of every token, in float32 whatever the type of x: the threshold decides on differences that half
     precision can't hold.
 
@@ -38,10 +38,13 @@ def encode(x: Tensor, encoder: Tensor, bias: Tensor, threshold: Tensor, normalis
     :param encoder: (m, d_in) rows e_j in the type of x.
     :param bias: (m,) float32.
     :param threshold: (m,) float32, >= 0.
-    :param normalise: (m,) float32, 1 where the atom reads x / rms(x) and 0 where it reads x; (1,) where all agree.
+    :param normalise: (m,) float32, 1 where the atom reads x / rms(x) and 0 where it reads x; (1,) where all agree, None where all
+        read x.
     :returns: (..., m) float32.
     """
     a = torch.nn.functional.linear(x, encoder).float()  # (..., m)
+    if normalise is None:
+        return soft_threshold(a + bias, threshold)
     scale = torch.lerp(torch.ones_like(normalise), inverse_rms(x), normalise)  # (..., m or 1)
     return soft_threshold(torch.addcmul(bias, a, scale), threshold)
 

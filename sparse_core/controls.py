@@ -22,13 +22,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .addresses import ALL, Line, Selection
+from .addresses import ALL, Layers, Line, Region, Selection
 from .dictionary import SparseDictionary
 from .layers import Site
 
@@ -179,7 +181,7 @@ class Mask:
             raise ValueError(f"A mask has shape {tuple(self.mask.shape)}; expected (pictures, height, width).")
         if not bool(torch.isfinite(mask).all()):
             raise ValueError("A mask holds NaN or infinite values; expected values from 0 to 1.")
-        object.__setattr__(self, "mask", mask.detach().float().clamp(0, 1))
+        object.__setattr__(self, "mask", mask.detach().float().cpu().clamp(0, 1))
 
     def apply(self, state: State, dictionary: SparseDictionary) -> State:
         def change(site: SiteState, selected: Tensor) -> SiteState:
@@ -361,7 +363,8 @@ class Keep:
         scores = self._scores(dictionary)
         for sites in self._groups(dictionary).values():
             joined = torch.cat([scores[site] for site in sites])
-            count = self.count or round(self.density * len(joined))
+            # Rounded up, as ``top:`` does: of a few atoms a small share is still one.
+            count = self.count or math.ceil(Fraction(repr(float(self.density))) * len(joined))
             best = joined.argsort(descending=True, stable=True)[:count]
             flags = torch.zeros(len(joined), dtype=torch.bool).index_fill(0, best, True)
             kept.update(zip(sites, flags.split([len(scores[site]) for site in sites]), strict=True))
@@ -419,18 +422,57 @@ class SparseAdapter:
         return state
 
 
+@dataclass(frozen=True)
+class SetEach:
+    """Sets weights of single atoms, thousands at once: a `Weight` for each would go over the whole dictionary each time."""
+
+    lines: tuple[Line, ...]
+    """Those that `_sets_single_atoms`; the last that names an atom decides."""
+
+    def apply(self, state: State, dictionary: SparseDictionary) -> State:
+        """
+        :raises AddressError: a line picks nothing in this dictionary.
+        """
+        weights: dict[Site, Tensor] = {}
+        for line in self.lines:
+            for site, picked in _places(line.selection, dictionary):
+                if site not in weights:
+                    weights[site] = state.sites[site].weight.clone()
+                weights[site][picked] = line.value or 0.0
+        changed = {site: replace(state.sites[site], weight=weight) for site, weight in weights.items()}
+        return replace(state, sites={**state.sites, **changed})
+
+
+def _places(region: Region, dictionary: SparseDictionary) -> list[tuple[Site, slice]]:
+    found = [(site, picked) for site, picked in region.places(dictionary) if picked.start < len(dictionary.sites[site])]
+    if not found:
+        region.resolve(dictionary)  # raises, and says what there is instead
+    return found
+
+
 def controls_of_lines(lines: Sequence[Line]) -> list[Control]:
     """The controls that address lines describe, in their order."""
+    found: list[Control] = []
+    for single, group in groupby(lines, key=_sets_single_atoms):
+        run = tuple(group)
+        found += [SetEach(run)] if single else map(_control, run)
+    return found
 
-    def control(line: Line) -> Control:
-        match line.operation:
-            case "solo":
-                return Solo(line.selection)
-            case "mute":
-                return Weight(line.selection, 0.0)
-        return Weight(line.selection, line.value, line.operation)
 
-    return [control(line) for line in lines]
+def _sets_single_atoms(line: Line) -> bool:
+    match line.selection:
+        case Region(where=Layers(), atoms=atoms):
+            return atoms is not None and line.operation in ("set", "mute")
+    return False
+
+
+def _control(line: Line) -> Control:
+    match line.operation:
+        case "solo":
+            return Solo(line.selection)
+        case "mute":
+            return Weight(line.selection, 0.0)
+    return Weight(line.selection, line.value, line.operation)
 
 
 Stack = Sequence[SparseAdapter]

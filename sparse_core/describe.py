@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 from .controls import SparseAdapter
 
 
@@ -31,23 +33,33 @@ def atom_rows(adapter: SparseAdapter) -> list[AtomRow]:
     rows = []
     for site, atoms in adapter.dictionary.sites.items():
         state = adapter.state.sites[site]
-        for j in range(len(atoms)):
+        # As lists: of thousands of atoms, a tensor operation for each would be slow.
+        columns = zip(
+            atoms.importance.tolist(),
+            (state.weight * state.kept).tolist(),
+            _numbers(state.masks),
+            _numbers(state.schedules),
+            state.triggers.any(dim=0).tolist(),
+            state.positive.tolist(),
+            state.negative.tolist(),
+            state.kept.tolist(),
+            strict=True,
+        )
+        for j, (importance, weight, masks, schedules, waits, positive, negative, kept) in enumerate(columns):
             address = f"{site}[{j}]"
-            both = "named" if state.triggers[:, j].any() else "both"
-            prompts = {(True, True): both, (True, False): "positive", (False, True): "negative"}
+            both = "named" if waits else "both"
+            prompt = {(True, True): both, (True, False): "positive", (False, True): "negative"}.get(
+                (positive, negative), "none"
+            )
             rows.append(
-                AtomRow(
-                    address,
-                    labels.get(address, ""),
-                    float(atoms.importance[j]) / total,
-                    float(state.weight[j] * state.kept[j]),
-                    tuple(i + 1 for i in state.masks[:, j].nonzero()[:, 0].tolist()),
-                    tuple(i + 1 for i in state.schedules[:, j].nonzero()[:, 0].tolist()),
-                    prompts.get((bool(state.positive[j]), bool(state.negative[j])), "none"),
-                    bool(state.kept[j]),
-                )
+                AtomRow(address, labels.get(address, ""), importance / total, weight, masks, schedules, prompt, kept)
             )
     return sorted(rows, key=lambda row: -row.importance)
+
+
+def _numbers(flags: Tensor) -> list[tuple[int, ...]]:
+    """(controls, m): for each atom the numbers of the controls that concern it, from 1."""
+    return [tuple(i for i, concerns in enumerate(atom, 1) if concerns) for atom in flags.T.tolist()]
 
 
 def describe(adapter: SparseAdapter, top: int = 20) -> str:

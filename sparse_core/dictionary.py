@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from .layers import Layer, Site, family, fingerprint
 from .modules import LowRank
+
+ACTING = ("encoder", "bias", "threshold", "directions")
+"""What of atoms acts on a picture: importance and labels can be measured and written anew without making it another."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,32 @@ class SparseDictionary:
         """Equal to the fingerprint of every model that this dictionary fits."""
         return fingerprint(self.layers)
 
+    @cached_property
+    def atoms_hash(self) -> str:
+        """16 hex digits of what the atoms draw, which is what their numbers stand for: a LoRA's rest, which has no number, does
+        not count, as it does in `content_hash`. Values count as a file stores them, so saving and loading change neither."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for site, atoms in self.sites.items():
+            for name in ACTING:
+                tensor = getattr(atoms, name)
+                digest.update(f"{site} {name} {tuple(tensor.shape)}".encode())
+                digest.update(_stored(tensor))
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """16 hex digits of the SHA-256 of everything that acts on a picture, a LoRA's rest too."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for site, atoms in self.sites.items():
+            digest.update(f"{site} {atoms.normalise}".encode())
+            for name in ACTING:
+                digest.update(_stored(getattr(atoms, name)))
+        for name, update in self.rest.items():
+            digest.update(name.encode())
+            for tensor in (update.down, update.up):
+                digest.update(_stored(tensor))
+        return digest.hexdigest()[:16]
+
     @property
     def family(self) -> str:
         """The model family in a user's words."""
@@ -125,12 +155,16 @@ class SparseDictionary:
 
     def parameters(self) -> int:
         """Number of stored values that act on a picture (what was measured of atoms does not)."""
-        acting = ("encoder", "bias", "threshold", "directions")
-        return sum(getattr(atoms, name).numel() for atoms in self.sites.values() for name in acting)
+        return sum(getattr(atoms, name).numel() for atoms in self.sites.values() for name in ACTING)
 
     def map(self, function) -> SparseDictionary:
         """The same dictionary with ``function(atoms)`` in place of every site's atoms."""
         return replace(self, sites={site: function(atoms) for site, atoms in self.sites.items()})
+
+
+def _stored(tensor: Tensor) -> bytes:
+    """A tensor as a file holds it."""
+    return tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes()
 
 
 def _site_order(site: Site) -> tuple[int, int]:

@@ -95,12 +95,14 @@ def look(
     :param pictures: how many decide on labels, from the noise of this seed and the next ones.
     :param taught: what the dictionary was taught from, to tell which of it fires an atom most.
     :param on_step: told how many pictures moved on a step, and how many such there will be in all.
-    :raises ValueError: the dictionary belongs to another model, or ``top`` or ``pictures`` is out of range.
+    :raises ValueError: the dictionary belongs to another model, or ``top``, ``batch`` or ``pictures`` is out of range.
     """
     if not 1 <= top <= MOST_ATOMS:
         raise ValueError(f"--top is {top}; expected 1 to {MOST_ATOMS} atoms.")
     if pictures < 1:
         raise ValueError(f"--pictures is {pictures}; expected at least 1.")
+    if batch < 2:
+        raise ValueError(f"--batch is {batch}; expected at least 2: a picture with the atom and one without.")
     dictionary.check_fits(host.layers)
     addresses = chosen_atoms(dictionary, parse_selection(f"top:{top}"))
     groups = {address: parse_selection(address) for address in addresses}
@@ -213,8 +215,8 @@ def cards(dictionary: SparseDictionary, seen: Look) -> list[Card]:
     total = sum(atom.importance for atom in ranking(dictionary)) or 1.0
     importance = {atom.address: atom.importance / total for atom in ranking(dictionary)}
     size = tuple(seen.gallery.whole.shape[:2])
-    has_places = bool(seen.recording.positive.places)
-    maps = heatmaps.heat_maps(seen.recording, size) if has_places else {}
+    fires = any(track.any() for track in seen.recording.positive.places.values())
+    maps = heatmaps.heat_maps(seen.recording, size) if fires else {}
     found = []
     for effect in seen.gallery.effects:
         pictures = {

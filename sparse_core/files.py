@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import struct
 import tempfile
 from collections.abc import Mapping
@@ -97,6 +98,9 @@ def load_dictionary(path: str | os.PathLike) -> SparseDictionary:
     sites = _read_sites(path.name, layers, dense_input, tensors)
     if not sites and not rest:
         raise DictionaryFileError(f"{path.name} holds no atoms.")
+    metadata = {
+        key: value for key, value in metadata.items() if not key.startswith("modelspec.")
+    }  # those are the header's
     metadata |= {key: _by_address(metadata[key], kind) for key, kind in BY_ADDRESS.items() if key in metadata}
     metadata |= {key: value for key, value in header.items() if key.startswith("modelspec.")}
     try:
@@ -184,16 +188,15 @@ def check_output(path: Path, suffix: str, *inputs: Path | None) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes to a temporary name beside ``path``, then renames: a reader never sees half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

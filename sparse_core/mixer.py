@@ -13,25 +13,16 @@ the panel reads, has the hash behind it.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-from .addresses import AddressError, And, Layers, Line, Not, Or, Region, Selection, parse_lines
+from .addresses import AddressError, And, Line, Not, Or, Region, Selection, parse_lines
 from .cards import PICTURE
-from .controls import Control, SparseAdapter, State, controls_of_lines
+from .controls import SparseAdapter, controls_of_lines
 from .describe import atom_rows
 from .dictionary import SparseDictionary
-from .layers import Site
 
-ACTING = ("encoder", "bias", "threshold", "directions")
-"""What decides what an atom draws: importance and labels can be measured and written anew without making it another."""
 MADE_ON = re.compile(r"^[ \t]*#[ \t]*dictionary[ \t]+([0-9a-f]{16})[ \t]*$", re.MULTILINE)
 LARGEST_THUMBNAILS = 2_000_000
 """Characters of all thumbnails that a panel gets: they go through the websocket with every run."""
@@ -48,15 +39,20 @@ class Mix(NamedTuple):
 
     lines: list[Line]
     made_on: str
-    """`atoms_hash` of the dictionary that the atoms' numbers belong to; empty for any."""
+    """`SparseDictionary.atoms_hash` of the one that the atoms' numbers belong to; empty for any."""
 
 
 def parse_mix(text: str) -> Mix:
     """
-    :raises AddressError: a line can't be read; the message shows every such line.
+    :raises AddressError: a line can't be read; the message shows every such line. Or lines are of several dictionaries.
     """
-    made_on = MADE_ON.search(text)
-    return Mix(parse_lines(text), made_on[1] if made_on else "")
+    made_on = list(dict.fromkeys(MADE_ON.findall(text)))
+    if len(made_on) > 1:
+        raise AddressError(
+            f"These lines are of several dictionaries ({', '.join(made_on)}), whose atoms draw different things; expected those of "
+            f'one. Delete the lines of the others, with "# dictionary {made_on[1]}" and the like above them.'
+        )
+    return Mix(parse_lines(text), made_on[0] if made_on else "")
 
 
 def mix(adapter: SparseAdapter, text: str) -> SparseAdapter:
@@ -66,58 +62,24 @@ def mix(adapter: SparseAdapter, text: str) -> SparseAdapter:
     """
     lines, made_on = parse_mix(text)
     numbered = [line for line in lines if _by_number(line.selection)]
-    if made_on and numbered and made_on != (found := atoms_hash(adapter.dictionary)):
+    if made_on and numbered and made_on != (found := adapter.dictionary.atoms_hash):
         raise AddressError(_another(numbered, made_on, found, adapter.dictionary))
-    return adapter.with_controls(*_controls(lines, adapter.dictionary))
-
-
-@dataclass(frozen=True, eq=False)
-class SetEach:
-    """Sets weights of single atoms, thousands at once: a `Weight` for each would go over the whole dictionary each time."""
-
-    weights: Mapping[Site, Tensor]
-    """(m,) float32; NaN leaves an atom's weight as it was."""
-
-    @classmethod
-    def by(cls, lines: Sequence[Line], dictionary: SparseDictionary) -> SetEach:
-        """What ``set`` and ``mute`` lines amount to, the last that names an atom deciding.
-
-        :raises AddressError: a line picks nothing in this dictionary.
-        """
-        weights: dict[Site, Tensor] = {}
-        for line in lines:
-            for site, picked in _places(line.selection, dictionary):
-                if site not in weights:
-                    weights[site] = torch.full((len(dictionary.sites[site]),), torch.nan)
-                weights[site][picked] = line.value or 0.0
-        return cls(weights)
-
-    def apply(self, state: State, dictionary: SparseDictionary) -> State:
-        sites = dict(state.sites)
-        for site, weights in self.weights.items():
-            weight = torch.where(weights.isnan(), sites[site].weight, weights)
-            sites[site] = replace(sites[site], weight=weight)
-        return replace(state, sites=sites)
-
-
-def atoms_hash(dictionary: SparseDictionary) -> str:
-    """16 hex digits of what the atoms draw, which is what their numbers stand for: a LoRA's rest, which has no number, does not
-    count, as it does in `compose.provenance.content_hash`. Values count as a file stores them, so that saving a dictionary and
-    loading it does not change them."""
-    digest = hashlib.sha256(dictionary.fingerprint.encode())
-    for site, atoms in dictionary.sites.items():
-        for name in ACTING:
-            tensor = getattr(atoms, name)
-            digest.update(f"{site} {name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return adapter.with_controls(*controls_of_lines(lines))
 
 
 def panel_data(adapter: SparseAdapter) -> dict[str, Any]:
-    """What the panel shows, as JSON: the atoms as they come in, the most important first."""
+    """What the panel shows, as JSON: the atoms as they come in, the most important first. It is kept with the adapter: a host may
+    keep what it is given in every run, and of an adapter that has not changed this is one."""
+    kept = vars(adapter)
+    if "panel" not in kept:
+        kept["panel"] = _panel_data(adapter)
+    return kept["panel"]
+
+
+def _panel_data(adapter: SparseAdapter) -> dict[str, Any]:
     dictionary, rows = adapter.dictionary, atom_rows(adapter)
     return {
-        "hash": atoms_hash(dictionary),
+        "hash": dictionary.atoms_hash,
         "title": str(dictionary.metadata.get("modelspec.title", "")),
         "atoms": [
             [
@@ -164,28 +126,6 @@ def _thumbnails(dictionary: SparseDictionary) -> dict[str, str]:
             kept[address] = picture
             room -= len(picture)
     return kept
-
-
-def _controls(lines: Sequence[Line], dictionary: SparseDictionary) -> list[Control]:
-    found: list[Control] = []
-    for single, group in groupby(lines, key=_sets_single_atoms):
-        run = list(group)
-        found += [SetEach.by(run, dictionary)] if single else controls_of_lines(run)
-    return found
-
-
-def _sets_single_atoms(line: Line) -> bool:
-    match line.selection:
-        case Region(where=Layers(), atoms=atoms):
-            return atoms is not None and line.operation in ("set", "mute")
-    return False
-
-
-def _places(region: Region, dictionary: SparseDictionary) -> list[tuple[Site, slice]]:
-    found = [(site, picked) for site, picked in region.places(dictionary) if picked.start < len(dictionary.sites[site])]
-    if not found:
-        region.resolve(dictionary)  # raises, and says what there is instead
-    return found
 
 
 def _by_number(selection: Selection) -> bool:

@@ -75,16 +75,15 @@ class Gate(NamedTuple):
 
         :raises RuntimeError: nobody has looked for the words in the prompt.
         """
+        if not (self.positive if positive else self.negative) or not all(c[picture % len(c)] for c in self.pictures):
+            return False
         for words in self.triggers:
             if not heard.sought.issuperset(words):
                 raise RuntimeError(
                     f"Atoms wait for {' or '.join(words)}, but a prompt was encoded without looking for it. Encode every "
                     "prompt, the negative one too, with the CLIP that comes out of Atom Trigger."
                 )
-        named = all(not heard.named.isdisjoint(words) for words in self.triggers)
-        return (
-            named and (self.positive if positive else self.negative) and all(c[picture % len(c)] for c in self.pictures)
-        )
+        return all(not heard.named.isdisjoint(words) for words in self.triggers)
 
     def factor(self, progress: float) -> float:
         """The product of the schedules at ``progress``."""
@@ -103,7 +102,8 @@ class Coder:
     bias: Tensor
     """(m,) float32, as are the next two."""
     threshold: Tensor
-    normalise: Tensor
+    normalise: Tensor | None
+    """None where no atom reads normalised features, as none of a LoRA does."""
     gates: Tensor | None
     """(m,) index into the plan's gates, or None where every gate is open."""
     slices: Mapping[Projection, slice]
@@ -237,7 +237,7 @@ class Plan:
                 encoder=matrices(coder.encoder),
                 bias=others(coder.bias),
                 threshold=others(coder.threshold),
-                normalise=others(coder.normalise),
+                normalise=None if coder.normalise is None else others(coder.normalise),
                 gates=None if coder.gates is None else others(coder.gates),
             )
 
@@ -349,15 +349,16 @@ def compile_plan(stack: Stack, layers: Sequence[Layer]) -> Plan:
     beside: dict[str, list[_ModulePiece]] = {}
     for number, adapter in enumerate(stack):
         adapter.dictionary.check_fits(layers)
+        known: dict[tuple[int, ...], int] = {}
         for site, atoms in adapter.dictionary.sites.items():
             state = adapter.state.sites[site]
-            region = _regions(state, adapter.state, masks)
+            region = _regions(state, adapter.state, masks, known)
             able = region.ne(NOWHERE)
             if able.any():
                 gate = _gates(state, adapter.state, able, gates)
                 followed = [(p, f) for p, f in zip(adapter.state.replays, state.replays, strict=True) if f.any()]
                 pieces.setdefault(site, []).append(_Piece(number, atoms, state.weight, region, gate, able, followed))
-        if adapter.dictionary.rest and (part := _rest(adapter.state, masks, gates)) is not None:
+        if adapter.dictionary.rest and (part := _rest(adapter.state, masks, known, gates)) is not None:
             for name, update in adapter.dictionary.rest.items():
                 beside.setdefault(name, []).append(_ModulePiece(update, *part))
 
@@ -401,14 +402,21 @@ WHOLE = -2
 """The region of an atom that acts on the whole picture; sorts before all others."""
 
 
-def _regions(state: SiteState, whole: State, masks: list[Tensor]) -> Tensor:
-    """(m,) region of each atom: an index into ``masks`` (extended as needed), `WHOLE` or `NOWHERE`."""
+def _regions(state: SiteState, whole: State, masks: list[Tensor], known: dict[tuple[int, ...], int]) -> Tensor:
+    """(m,) region of each atom: an index into ``masks`` (extended as needed), `WHOLE` or `NOWHERE`.
+
+    :param known: regions by the numbers of the masks that meet in them, extended as needed: sites share them, and pictures of
+        masks are large.
+    """
     region = torch.where(state.able, WHOLE, NOWHERE)
     chosen = state.masks[:, state.able]
     if chosen.any():
         combinations, of_atom = chosen.unique(dim=1, return_inverse=True)
-        found = [_intern(_product([whole.masks[i] for i in c.nonzero()[:, 0]]), masks) for c in combinations.T]
-        region[state.able] = torch.tensor(found)[of_atom]
+        meeting = [tuple(combination.nonzero()[:, 0].tolist()) for combination in combinations.T]
+        for numbers in meeting:
+            if numbers not in known:
+                known[numbers] = _intern(_product([whole.masks[i] for i in numbers]), masks)
+        region[state.able] = torch.tensor([known[numbers] for numbers in meeting])[of_atom]
     return region
 
 
@@ -461,10 +469,12 @@ class _ModulePiece(NamedTuple):
     gate: int
 
 
-def _rest(state: State, masks: list[Tensor], gates: dict[Gate, int]) -> tuple[float, int, int] | None:
+def _rest(
+    state: State, masks: list[Tensor], known: dict[tuple[int, ...], int], gates: dict[Gate, int]
+) -> tuple[float, int, int] | None:
     """Weight, region and gate of a dictionary's rest, or None where it can't act."""
     rest = state.rest
-    region = _regions(rest, state, masks)
+    region = _regions(rest, state, masks, known)
     able = region.ne(NOWHERE)
     return (float(rest.weight), int(region), int(_gates(rest, state, able, gates))) if able.any() else None
 
@@ -536,13 +546,13 @@ def _coder(joined: Mapping[Projection, _Joined], projections: str) -> Coder | No
     def gather(read: Callable[[_Joined], Tensor]) -> Tensor:
         return torch.cat([read(site) for site in parts.values()])
 
-    gates = gather(lambda site: site.gate)
+    gates, normalise = gather(lambda site: site.gate), gather(lambda site: site.normalise)
     device = next(iter(parts.values())).atoms.bias.device
     return Coder(
         encoder=gather(lambda site: site.atoms.encoder),
         bias=gather(lambda site: site.atoms.bias).float(),
         threshold=gather(lambda site: site.atoms.threshold).float(),
-        normalise=_shared(gather(lambda site: site.normalise)).to(device),
+        normalise=_shared(normalise).to(device) if normalise.any() else None,
         gates=gates.to(device) if gates.any() else None,
         slices=slices,
     )
@@ -569,7 +579,6 @@ class Run:
         """
         self.plan, self.rows, self.progress = plan, rows, progress
         self.observers = {number: observer for number, observer in enumerate(observers) if observer is not None}
-        device = plan.masks[0].device if plan.masks else None
         factors = torch.tensor([gate.factor(progress) for gate in plan.gates])[:, None]  # (gates, 1)
         if plan.by_row:
             if rows is None:
@@ -580,7 +589,7 @@ class Run:
             kinds = list(zip(rows.pictures, rows.positive, heard, strict=True))
             allowed = [[gate.allows(*kind) for kind in kinds] for gate in plan.gates]
             factors = factors * torch.tensor(allowed)  # (gates, rows)
-        self.factors = factors.to(device) if device else factors
+        self.factors = factors.to(device=plan.device)
 
     def layer(self, index: int, x: Tensor, context: Tensor, value: Tensor, grid: tuple[int, int]) -> LayerRun | None:
         """One attention with its inputs, or None where the plan has no atoms there.

@@ -39,20 +39,20 @@ class Replay:
         """
         :raises ValueError: none of the selected atoms was recorded, or another dictionary's were.
         """
+        if (made_on := self.recording.made_on) != (found := dictionary.atoms_hash):
+            raise ValueError(
+                f"The recording is of another dictionary ({made_on}) than the one that comes in ({found}), whose atoms draw "
+                "something else. Replay it on the dictionary that was recorded."
+            )
+        recorded = self.recording.positive.places.keys() | self.recording.positive.words.keys()
         atoms = {
-            site: flags & torch.tensor([f"{site}[{j}]" in self._recorded for j in range(len(flags))], dtype=torch.bool)
+            site: flags & torch.tensor([f"{site}[{j}]" in recorded for j in range(len(flags))], dtype=torch.bool)
             for site, flags in self.selection.resolve(dictionary).items()
         }
-        known = {f"{site}[{j}]" for site, stored in dictionary.sites.items() for j in range(len(stored))}
-        if unknown := [name for name in self.recording.addresses if name not in known]:
-            raise ValueError(
-                f"The recording holds {unknown[0]}, which this dictionary does not have. Replay it on the dictionary that was "
-                "recorded."
-            )
         if not any(flags.any() for flags in atoms.values()):
             raise ValueError(
                 f"The recording holds none of the atoms {self.selection}. Record them, or choose among its "
-                f"{len(self._recorded)} atoms, such as {next(iter(self._recorded), 'none')}."
+                f"{len(recorded)} atoms, such as {next(iter(recorded), 'none')}."
             )
         if self.amount == 0:
             return state
@@ -64,10 +64,6 @@ class Replay:
         words = frozenset(site for site in dictionary.sites if reads_words(site, layers))
         player = RecordingPlayer(self.recording, self.amount, words)
         return replace(state.update(Selected(atoms, False), change), replays=(*state.replays, player))
-
-    @property
-    def _recorded(self) -> set[str]:
-        return self.recording.positive.places.keys() | self.recording.positive.words.keys()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 /** Pick a dictionary by its picture. */
 
 import { button, make } from "./mixer/dom.js";
+import { ask, thumbnailOf } from "./server.js";
 
 /**
  * Opens the dialog.
@@ -10,18 +11,19 @@ import { button, make } from "./mixer/dom.js";
  */
 export async function browse(api, current, pick) {
   const search = make("input", "sa-search", { type: "search", placeholder: "Search", "aria-label": "Search dictionaries" });
-  const grid = make("div", "sa-cards", {}, "Reading the files …");
+  const grid = make("div", "sa-cards");
+  const status = make("div", "sa-none", { role: "status" }, "Reading the files …");
   const close = button("Close", "Close without picking", () => dialog.close());
-  const dialog = make("dialog", "sa-browse", { "aria-label": "Pick a dictionary" }, make("div", "sa-row", {}, search, close), grid);
+  const dialog = make("dialog", "sa-browse", { "aria-label": "Pick a dictionary" }, make("div", "sa-row", {}, search, close), status, grid);
   dialog.addEventListener("close", () => dialog.remove());
   dialog.addEventListener("keydown", (event) => event.stopPropagation());
   document.body.append(dialog);
   dialog.showModal();
-  const cards = await fetchCards(api, grid);
+  const cards = await ask(api, "dictionaries").catch((error) => void (status.textContent = `${error.message} Then open this anew.`));
   const show = () => {
     const chosen = cards.filter((card) => matches(card, search.value));
     grid.replaceChildren(...chosen.map((card) => cardOf(api, card, card.name === current, () => (pick(card.name), dialog.close()))));
-    if (!chosen.length) grid.textContent = "No dictionary is called so.";
+    status.textContent = chosen.length ? "" : "No dictionary is called so.";
   };
   if (cards) {
     search.addEventListener("input", show);
@@ -36,21 +38,10 @@ export function matches(card, query) {
   return query.toLowerCase().split(/\s+/).every((word) => text.includes(word));
 }
 
-async function fetchCards(api, grid) {
-  try {
-    const answer = await api.fetchApi("/sparse_atoms/dictionaries");
-    if (answer.ok) return await answer.json();
-    grid.textContent = `The server does not say which dictionaries there are (${answer.status}). Restart ComfyUI.`;
-  } catch {
-    grid.textContent = "The server does not answer. See that ComfyUI runs, then close this and press Pick by picture again.";
-  }
-  return null;
-}
-
 function cardOf(api, card, current, press) {
   const title = card.title || card.name;
   const picture = card.thumbnail
-    ? make("img", "sa-picture", { alt: "", loading: "lazy", src: api.apiURL(`/sparse_atoms/thumbnail?name=${encodeURIComponent(card.name)}`) })
+    ? make("img", "sa-picture", { alt: "", loading: "lazy", src: thumbnailOf(api, card.name) })
     : make("span", "sa-picture sa-no-picture", { "aria-hidden": "true", textContent: title.slice(0, 1).toUpperCase() });
   const texts = [make("strong", "", { textContent: title }), make("small", "", { textContent: card.name })];
   const properties = { type: "button", title: card.description, onclick: press, "aria-pressed": String(current) };

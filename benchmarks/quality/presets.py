@@ -57,6 +57,12 @@ CONTROLS: dict[str, Method] = {
     )
 }
 """What shows which part of the method does what, on the development half."""
+WORD_LEFT = ", word not learnt"
+"""After the names of methods beside which the taught word's embedding stays as it was, as the pack's own trainer leaves it."""
+WORDLESS: dict[str, Method] = {
+    f"{name}{WORD_LEFT}": replace(METHODS[name], name=f"{name}{WORD_LEFT}", word_rate=0.0) for name in MAIN
+}
+"""What shows how much hangs on the word's embedding, on the held-out half: nothing is chosen by it."""
 SHORT_NAMES = {
     "ours": OURS,
     "lora": "LoRA",
@@ -71,7 +77,7 @@ PEERS_OF_EQUAL_SIZE = ("LoRA", "DoRA", "LoHa", "Adapter")
 
 def suited(method: Method, kind: Kind) -> Method:
     """The method with the settings that it teaches things or styles with."""
-    changes = FOR_STYLES.get(method.name, {}) if kind == "style" else {}
+    changes = FOR_STYLES.get(method.name.removesuffix(WORD_LEFT), {}) if kind == "style" else {}
     return replace(method, settings=replace(method.settings, **changes))
 
 
@@ -79,7 +85,7 @@ def named(names: list[str]) -> list[Method]:
     """
     :raises ValueError: there is no such method.
     """
-    known = METHODS | CONTROLS
+    known = METHODS | CONTROLS | WORDLESS
     full = [SHORT_NAMES.get(name, name) for name in names]
     if missing := [name for name in full if name not in known]:
         raise ValueError(f"There is no method {missing[0]!r}; expected some of {', '.join([*SHORT_NAMES, *known])}.")
@@ -88,7 +94,7 @@ def named(names: list[str]) -> list[Method]:
 
 def has_density(method: Method) -> bool:
     """Whether it is looked at with few atoms, too: dictionaries are, and a LoRA, as it can be cut by its singular values."""
-    return method.family == "dictionary" or method.name == "LoRA"
+    return method.family == "dictionary" or method.name.removesuffix(WORD_LEFT) == "LoRA"
 
 
 def points(method: Method, strengths: Sequence[float], random: bool = True) -> tuple[Point, ...]:

@@ -122,7 +122,7 @@ def _half(figures: Mapping[str, Any], picture: str) -> list[str]:
         parts.append("### Hypervolume of the sparse dictionary over that of others")
         parts.append(
             "Both resampled together, so an interval above 1 says that one is better whatever the concept. What acts on the "
-            "positive prompt only is compared with its like."
+            "positive prompt only is compared with its like, and so is what leaves the taught word as it was."
         )
         parts.append(_leads(over))
     if subjects := figures["by_subject"]:

@@ -11,7 +11,7 @@ from ..cells import Cells
 from .concepts import Half, Task
 from .curves import along_sliders, best_likeness, bootstrap, hypervolume, least_cost, likeness, text
 from .methods import Point
-from .presets import OURS, PEERS_OF_EQUAL_SIZE
+from .presets import OURS, PEERS_OF_EQUAL_SIZE, WORD_LEFT
 from .table import ALONE, Keys, Unit, complete
 
 ALIGNED = 0.95
@@ -93,7 +93,7 @@ def summary(found: Sequence[Look], half: Half) -> dict[str, Any]:
         result["random_removal"] = _densities(ours, "random")
         result["active_share"] = float(np.mean([look.training["active_share"] for look in ours]))
         result["hypervolume_over_best_peer"] = _over_best_peer(result["methods"])
-        rivals = {name: OURS + ALONE if name.endswith(ALONE) else OURS for name in of_method}
+        rivals = {name: OURS + next(filter(name.endswith, (ALONE, WORD_LEFT)), "") for name in of_method}
         result["hypervolume_over"] = {
             name: _over(of_method[rival], of_method[name])
             for name, rival in rivals.items()

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from sparse_core.analysis.effects import Ablations, learnt
 from sparse_core.analysis.labels import COLOURS, at_a_glance, colour_and_place, middle
-from sparse_core.compose.provenance import content_hash
 from sparse_core.demo.lessons import creatures
 from sparse_core.demo.looking import MOST, PICTURES, SAMPLING, ablations
 from sparse_core.demo.model import bundled_path, load_pipeline
@@ -232,7 +231,7 @@ def pictures(cache: Path) -> Iterator[tuple[str, tuple[str, int], Ablations]]:
     for creature in creatures():
         dictionary = load_dictionary(DICTIONARIES / f"{creature}.safetensors")
         for prompt, seed in (*PICTURES, *UNSEEN):
-            how = [common, content_hash(dictionary), prompt, seed, SAMPLING.steps, SAMPLING.guidance, MOST]
+            how = [common, dictionary.content_hash, prompt, seed, SAMPLING.steps, SAMPLING.guidance, MOST]
             file = cache / f"{creature}-{digest(how)}.npz"
             if not file.is_file():
                 _keep(ablations(host, dictionary, creature, prompt, seed), file)

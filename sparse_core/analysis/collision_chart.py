@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ..layers import PROJECTIONS
-from .charts import drawn, new_figure
+from .charts import drawn, new_figure, plain
 from .collisions import Collisions
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def collision_chart(found: Collisions) -> Tensor:
 
 def _draw_layers(axes: Axes, found: Collisions) -> None:
     numbers = sorted({site.layer for site in found.sites})
-    series = zip(("first", "second", "both"), (*found.titles, "both"), COLOURS, strict=True)
+    series = zip(("first", "second", "both"), (*map(plain, found.titles), "both"), COLOURS, strict=True)
     for place, (name, title, colour) in enumerate(series):
         shares = [
             100 * np.mean([getattr(found.sites[site], name) for site in found.sites if site.layer == number])
@@ -60,7 +60,7 @@ def _draw_pairs(figure: Figure, axes: Axes, found: Collisions) -> None:
         if pair.first in firsts and pair.second in seconds:
             overlaps[firsts.index(pair.first), seconds.index(pair.second)] = 100 * pair.overlap
     image = axes.imshow(overlaps, cmap="magma_r", vmin=0, vmax=100, aspect="auto")
-    axes.set(title="Atoms that fire on the same tokens", ylabel=found.titles[0], xlabel=found.titles[1])
+    axes.set(title="Atoms that fire on the same tokens", ylabel=plain(found.titles[0]), xlabel=plain(found.titles[1]))
     axes.set_xticks(range(len(seconds)), seconds, rotation=60, ha="right", fontsize=8)
     axes.set_yticks(range(len(firsts)), firsts, fontsize=8)
     figure.colorbar(image, ax=axes, label="overlap, per cent")

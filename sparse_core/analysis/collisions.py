@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..compose import combine
 from ..compose.baking import title_of
-from ..compose.provenance import content_hash
 from ..controls import Conditioning, Listen, Mask, Pictures, Schedule, SparseAdapter
 from ..dictionary import SparseDictionary
 from ..hosts.base import Host
@@ -23,6 +22,8 @@ from ..replaying import Replay
 from ..training.prior import prior_examples
 from .importance import observe
 
+MOST_PAIRS = 1024
+"""Pairs of a site that are looked at one by one, those that move most: two large LoRAs have millions of them."""
 LISTED = 12
 """Pairs of atoms that the report names."""
 UNCOUNTED = (Mask, Schedule, Conditioning, Listen, Pictures, Replay)
@@ -63,13 +64,13 @@ class Collisions:
     sites: Mapping[Site, SiteShares]
     """Those at which both have atoms."""
     pairs: Sequence[Pair]
-    """All that fire together, those that move most first."""
+    """Those that fire together, those that move most first; `MOST_PAIRS` of a site at most."""
     itself: bool = False
     """Whether the two are one: then its pairs stand here twice, and each atom meets its own copy."""
 
     def report(self) -> str:
         """In words and numbers, as Markdown."""
-        one, other = self.titles
+        one, other = (title.replace("|", "/") for title in self.titles)  # it would part a cell of the table
         if not self.sites:
             return f"{one} and {other} have no site in common: their atoms can't fire on the same tokens."
         share = {name: _mean(getattr(s, name) for s in self.sites.values()) for name in SiteShares._fields[:3]}
@@ -127,7 +128,7 @@ def collisions(
         replace(one, controls=tuple(control for control in one.controls if not isinstance(control, UNCOUNTED)))
         for one in (first, second)
     )
-    itself = content_hash(first.dictionary) == content_hash(second.dictionary)
+    itself = first.dictionary.content_hash == second.dictionary.content_hash
     both = combine([first, second], (0.5, 0.5) if itself else (), merge_above=1)
     adapter = SparseAdapter(both)
     with host.patched([adapter]):
@@ -208,9 +209,13 @@ class _Seen:
         along = F.normalize(self.directions[:m], dim=1) @ F.normalize(self.directions[m:], dim=1).T
         direction = along * self.signed[:m, m:] / self.fired[:m, m:].clamp(min=1)
         weight = (self.moved[:m, m:] / self.calls).sqrt()
+        first, second = self.fired[:m, m:].nonzero(as_tuple=True)  # (pairs,) each
+        most = weight[first, second].topk(min(MOST_PAIRS, len(first))).indices
+        first, second = first[most], second[most]
+        figures = zip(*(t[first, second].tolist() for t in (overlap, direction, weight)), strict=True)
         return [
-            Pair(self.addresses[i], self.addresses[m + j], *(float(t[i, j]) for t in (overlap, direction, weight)))
-            for i, j in self.fired[:m, m:].nonzero().tolist()
+            Pair(self.addresses[i], self.addresses[m + j], *said)
+            for i, j, said in zip(first.tolist(), second.tolist(), figures, strict=True)
         ]
 
 

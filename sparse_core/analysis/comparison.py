@@ -60,7 +60,7 @@ def compare(first: SparseDictionary, second: SparseDictionary) -> Comparison:
             f"These dictionaries belong to different models: {first.family} and {second.family}. Only dictionaries of one "
             "model have atoms to compare."
         )
-    shared = [site for site in first.sites if site in second.sites]
+    shared = [site for site, atoms in first.sites.items() if len(atoms) and len(second.sites.get(site, ()))]
     if not shared:
         raise ValueError("These dictionaries have no site in common, so there are no atoms to compare.")
     parts = [_Part(site, first.sites[site], second.sites[site]) for site in shared]

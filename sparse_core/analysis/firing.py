@@ -73,7 +73,8 @@ def firing(
     strength = torch.tensor(
         [[_mean(name, one, heat) for one, heat in zip(seen, maps, strict=True)] for name in addresses]
     )
-    labels = {name: label for name, label in adapter.dictionary.labels.items() if name in set(addresses)}
+    looked_at = set(addresses)
+    labels = {name: label for name, label in adapter.dictionary.labels.items() if name in looked_at}
     return Firing(tuple(addresses), labels, strength, maps)
 
 

@@ -6,6 +6,7 @@ in several pictures, by more than they differ."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,6 @@ from ..addresses import AddressError, parse_selection
 from ..dictionary import SparseDictionary
 from ..training.metadata import data_uri
 from .effects import Ablations, cut_out, learnt
-from .recording import chosen_atoms
 
 THUMBNAIL = 60
 """Pixels of an atom's thumbnail."""
@@ -31,6 +31,8 @@ SURE = 1.5
 """Standard errors that count against what several pictures say on average."""
 LEAST_SHARE, LEAST_AREA = 0.03, 0.0004
 """Of a colour, and of the picture, that must surely go for the colour to be named."""
+EQUALS = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^="])*)(?:(=)(.*))?', re.DOTALL)
+"""An address, and what stands behind its equals sign: not one in the name of a label."""
 LARGEST_LABELLED = 10_000
 """How many atoms one line may label."""
 MAJORITY = 0.6
@@ -199,14 +201,20 @@ def parse_texts(text: str, dictionary: SparseDictionary, kind: str) -> dict[str,
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.strip().startswith("#"):
             continue
-        address, equals, said = line.partition("=")
+        address, equals, said = EQUALS.match(line).groups(default="")
         if not equals:
             raise ValueError(
                 f"Line {number} of the {kind}s: {line.strip()!r} has no {kind}; expected an address, = and a {kind}."
             )
         try:
-            addresses = chosen_atoms(dictionary, parse_selection(address.strip()), LARGEST_LABELLED)
+            picked = parse_selection(address.strip()).resolve(dictionary)
         except AddressError as error:
             raise ValueError(f"Line {number} of the {kind}s: {error}") from None
+        addresses = [f"{site}[{j}]" for site, flags in picked.items() for j in flags.nonzero()[:, 0].tolist()]
+        if len(addresses) > LARGEST_LABELLED:
+            raise ValueError(
+                f"Line {number} of the {kind}s: {address.strip()} picks {len(addresses)} atoms; at most {LARGEST_LABELLED} get one "
+                f"{kind}. Choose fewer."
+            )
         texts |= dict.fromkeys(addresses, said.strip())
     return texts

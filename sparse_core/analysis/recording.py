@@ -62,6 +62,8 @@ class Side(NamedTuple):
 class Recording:
     """Coefficients of some atoms over one sampling, before weights, masks and schedules."""
 
+    made_on: str
+    """`SparseDictionary.atoms_hash` of the one whose atoms they are."""
     addresses: tuple[str, ...]
     """The recorded atoms, the most important first. Muted and dropped atoms are not at work and leave no trace."""
     labels: Mapping[str, str]
@@ -171,9 +173,11 @@ class Recorder:
             words = {name: self._words[name, positive] for name in self.addresses if (name, positive) in self._words}
             return Side({name: places[name] for name in self.addresses if name in places}, words)
 
-        labels = {name: label for name, label in self.dictionary.labels.items() if name in set(self.addresses)}
+        recorded = set(self.addresses)
+        labels = {name: label for name, label in self.dictionary.labels.items() if name in recorded}
         progress = tuple(sum(self._moments[slot]) / len(self._moments[slot]) for slot in slots)
-        return Recording(tuple(self.addresses), labels, progress, side(True), side(False))
+        made_on = self.dictionary.atoms_hash
+        return Recording(made_on, tuple(self.addresses), labels, progress, side(True), side(False))
 
 
 def check_rows(site: Site, z: Tensor, moment: Moment, done: str) -> None:

@@ -9,7 +9,6 @@ import torch
 
 from ..controls import SiteState, SparseAdapter
 from ..dictionary import Atoms, SparseDictionary
-from ..layers import Site
 from ..modules import LowRank
 
 INSTEAD = "Remove it, or leave the dictionary as it is and stack Apply nodes."
@@ -38,11 +37,6 @@ def acting(atoms: Atoms) -> torch.Tensor:
 def title_of(dictionary: SparseDictionary) -> str:
     """What a message calls the dictionary."""
     return str(dictionary.metadata.get("modelspec.title") or "the dictionary")
-
-
-def address(site: Site, atom: int) -> str:
-    """``L17.v[137]``."""
-    return f"{site}[{atom}]"
 
 
 def _check(site: SiteState, title: str) -> None:

@@ -14,7 +14,7 @@ from ..controls import SparseAdapter
 from ..dictionary import Atoms, SparseDictionary
 from ..layers import Site
 from ..modules import LowRank
-from .baking import acting, address, bake, title_of
+from .baking import acting, bake, title_of
 from .provenance import joined_metadata, source_record
 
 ALIKE = 0.25
@@ -70,7 +70,7 @@ def combine(
         " + ".join(map(title_of, sources)),
         sources,
         [source_record(source, weight=weight) for source, weight in zip(sources, weights, strict=True)],
-        {address(site, j): origin for site, part in joined.items() for j, origin in enumerate(part.origins)},
+        {f"{site}[{j}]": origin for site, part in joined.items() for j, origin in enumerate(part.origins)},
     )
     kept = sum(len(part.atoms) for part in joined.values())
     record = {"merge_above": merge_above, "atoms_merged": whole - distinct, "atoms_over_budget": distinct - kept}
@@ -97,7 +97,7 @@ def _join(site: Site, baked: Sequence[SparseDictionary]) -> _Joined:
             atoms = dictionary.sites[site]
             index = acting(atoms).nonzero()[:, 0]
             parts.append((title_of(dictionary), atoms[index].unit_norm()))
-            origins += [[(number, address(site, j))] for j in index.tolist()]
+            origins += [[(number, f"{site}[{j}]")] for j in index.tolist()]
     present = [(title, atoms) for title, atoms in parts if len(atoms)] or parts[:1]
     for title, atoms in present[1:]:
         if atoms.normalise != present[0][1].normalise:
@@ -113,6 +113,8 @@ def _join(site: Site, baked: Sequence[SparseDictionary]) -> _Joined:
 def _merge(part: _Joined, above: float) -> _Joined:
     """Duplicates of more important atoms become part of those: encoder, bias and threshold add up, which is exact for two
     atoms that differ by a factor, since soft thresholding is positively homogeneous."""
+    if above >= 1:
+        return part
     duplicates = _duplicates(part.atoms, above)  # (m, m): 1 or -1 where two atoms are alike
     free = torch.ones(len(part.atoms), dtype=torch.bool)
     leaders, merged, origins = [], [], []

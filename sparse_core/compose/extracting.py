@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..addresses import Selection
 from ..controls import Solo, SparseAdapter
 from ..dictionary import SparseDictionary
-from .baking import acting, address, bake, title_of
+from .baking import acting, bake, title_of
 from .provenance import joined_metadata, source_record
 
 
@@ -28,7 +28,7 @@ def extract(adapter: SparseAdapter, selection: Selection, title: str = "") -> Sp
         [source],
         [source_record(source, selection=str(selection))],
         {
-            address(site, new): [(0, address(site, old))]
+            f"{site}[{new}]": [(0, f"{site}[{old}]")]
             for site, index in chosen.items()
             for new, old in enumerate(index.tolist())
         },

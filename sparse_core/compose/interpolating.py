@@ -12,7 +12,7 @@ from torch import Tensor
 from ..controls import SparseAdapter
 from ..dictionary import Atoms, SparseDictionary
 from ..modules import LowRank
-from .baking import acting, address, bake, title_of
+from .baking import acting, bake, title_of
 from .provenance import joined_metadata, source_record
 
 ALIGNED = 0.6
@@ -37,7 +37,7 @@ def interpolate(one: SparseAdapter, other: SparseAdapter, t: float) -> SparseDic
         sources,
         [source_record(source, share=share) for source, share in zip(sources, (1 - t, t), strict=True)],
         {
-            (place := address(site, j)): [(0, place), (1, place)]
+            (place := f"{site}[{j}]"): [(0, place), (1, place)]
             for site, atoms in sites.items()
             for j in range(len(atoms))
         },

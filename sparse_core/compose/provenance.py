@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import torch
 
 from ..dictionary import SparseDictionary
 from .baking import title_of
@@ -17,25 +14,10 @@ JOINED = {"modelspec.author": ", ", "modelspec.license": "; ", "modelspec.trigge
 """What a new dictionary says of itself in the words of all sources, and what stands between them."""
 
 
-def content_hash(dictionary: SparseDictionary) -> str:
-    """16 hex digits of the SHA-256 of everything that acts on a picture, a LoRA's rest too, as a file holds it: equal before
-    saving and after loading, whatever the metadata says. `mixer.atoms_hash` is another: of the numbered atoms alone."""
-    digest = hashlib.sha256(dictionary.fingerprint.encode())
-    for site, atoms in dictionary.sites.items():
-        digest.update(f"{site} {atoms.normalise}".encode())
-        for tensor in (atoms.encoder, atoms.bias, atoms.threshold, atoms.directions):
-            digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    for name, update in dictionary.rest.items():
-        digest.update(name.encode())
-        for tensor in (update.down, update.up):
-            digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def source_record(dictionary: SparseDictionary, **said: Any) -> dict[str, Any]:
     """One entry of ``sources``: what it is called, whose it is, its content, and whatever else is ``said`` of its use."""
     known = {name.removeprefix("modelspec."): dictionary.metadata[name] for name in KEPT if name in dictionary.metadata}
-    return {"title": title_of(dictionary), "content_sha256": content_hash(dictionary), **known, **said}
+    return {"title": title_of(dictionary), "content_sha256": dictionary.content_hash, **known, **said}
 
 
 def joined_metadata(

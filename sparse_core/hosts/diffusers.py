@@ -49,7 +49,7 @@ class DiffusersHost:
         self.device = self.unet.device
         self.attentions = list_attentions(self.unet)
         self.layers = tuple(layer for layer, _, _ in self.attentions)
-        kind = pipeline.scheduler.config.prediction_type
+        kind = getattr(pipeline.scheduler.config, "prediction_type", type(pipeline.scheduler).__name__)
         if kind not in PREDICTIONS:
             raise ValueError(f"The model predicts {kind!r}; expected one of {', '.join(PREDICTIONS)}.")
         self.prediction = PREDICTIONS[kind]
@@ -64,8 +64,9 @@ class DiffusersHost:
 
     @property
     def guided(self) -> bool:
-        """Whether a UNet call holds every picture twice: with the negative prompt, then with the positive."""
-        return self._asked is None and self.pipeline.do_classifier_free_guidance
+        """Whether a UNet call holds every picture twice: with the negative prompt, then with the positive. A pipeline that has
+        not drawn yet does not know its guidance."""
+        return self._asked is None and getattr(self.pipeline, "do_classifier_free_guidance", False)
 
     def timestep(self, progress: Tensor) -> Tensor:
         """(rows,) whole timesteps, the last one at progress 0."""
@@ -128,13 +129,13 @@ class DiffusersHost:
         :raises ValueError: an attention is patched already, or runs a processor of another package.
         """
         plan = compile_plan(stack, self.layers).to(self.device, self.dtype)
-        state = _State()
+        state = _State(plan)
         modules = dict(self.unet.named_modules()) if plan.modules else {}
         check_modules(plan, modules)
         with ExitStack() as undo:
             if plan.acts:
                 handle = self.unet.register_forward_pre_hook(
-                    lambda _, args, kwargs: state.begin(self, plan, [observer] * len(stack), *args, **kwargs),
+                    lambda _, args, kwargs: state.begin(self, [observer] * len(stack), *args, **kwargs),
                     with_kwargs=True,
                 )
                 undo.callback(handle.remove)
@@ -185,10 +186,12 @@ class _State:
     run: Run
     grid: tuple[int, int]
 
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
     def begin(
         self,
         host: DiffusersHost,
-        plan: Plan,
         observers: Sequence[Observer | None],
         sample: Tensor,
         timestep: Any,
@@ -198,8 +201,10 @@ class _State:
         rows, (height, width) = len(sample), sample.shape[-2:]
         pictures = rows // 2 if host.guided else rows
         progress = 1 - float(torch.as_tensor(timestep).max()) / (len(host.signal) - 1)
+        if self.plan.device != sample.device:  # a pipeline that is offloaded comes to the device for the call
+            self.plan = self.plan.to(sample.device, host.dtype)
         self.run = Run(
-            plan,
+            self.plan,
             Rows(
                 pictures=tuple(row % pictures for row in range(rows)),
                 positive=tuple(host._asked is not False and row >= rows - pictures for row in range(rows)),

@@ -22,13 +22,15 @@ def low_rank(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> LowRank:
     :raises ValueError: tensors are missing, or the update has another shape; the message is a clause on the module.
     """
     parts = {role: tensor.float() for role, tensor in parts.items()}
-    if {"down", "up"} <= parts.keys():
-        update = _lora(parts)
-    elif {"w1_a", "w1_b", "w2_a", "w2_b"} <= parts.keys():
-        update = _loha(parts)
-    else:
+    make = next((make for roles, make in ALGORITHMS.items() if roles <= parts.keys()), None)
+    if make is None:
         raise ValueError(f"has only {', '.join(sorted(parts))}")
-    rank, d_out = update.up.shape
+    try:
+        update = make(parts)
+        rank, d_out = update.up.shape
+    except (IndexError, RuntimeError, ZeroDivisionError) as error:  # what shapes that don't go together raise
+        shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in parts.items())
+        raise ValueError(f"has parts that don't go together: {shapes}") from error
     found = (d_out, prod(update.down.shape[1:]))
     if found != (shape[0], prod(shape[1:])) or len(update.down) != rank:
         raise ValueError(f"is an update of shape {found}, but the model's weight there is {shape}")
@@ -57,6 +59,10 @@ def _loha(parts: Mapping[str, Tensor]) -> LowRank:
     up = (a1[:, :, None] * a2[:, None, :]).flatten(1).T * scale  # (r^2, d_out)
     down = (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)  # (r^2, d_in)
     return LowRank(down, up)
+
+
+ALGORITHMS = {frozenset({"down", "up"}): _lora, frozenset({"w1_a", "w1_b", "w2_a", "w2_b"}): _loha}
+"""By the tensors that each needs."""
 
 
 def orthogonal_atoms(update: LowRank) -> Atoms:

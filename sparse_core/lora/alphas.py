@@ -19,6 +19,12 @@ MALFORMED = (ValueError, TypeError, AttributeError, OverflowError, RecursionErro
 """What taking apart a header of another form can raise."""
 
 
+QUANTIFIER = re.compile(r"[*+?{]")
+MOST_QUANTIFIERS, LONGEST_PATTERN = 3, 500
+"""Of a pattern in a header. Files come from strangers, and with more of them Python can take for ever to find that a name does
+not match."""
+
+
 def with_alphas(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> dict[str, Tensor]:
     """The tensors of a file and an alpha, (), for every module that has none of its own and whose alpha the header says.
 
@@ -56,10 +62,17 @@ def _alpha(module: str, rank: int, settings: Mapping[str, Mapping[str, Any]]) ->
     chosen = settings.get(part, {})
     patterns = chosen.get("alpha_pattern") or {}
     # The first that matches, by the very expression of peft.utils.other.get_pattern_key.
-    matching = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name))
+    matching = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({_checked(pattern)})$", name))
     alpha = next(matching, chosen.get("lora_alpha"))
     if alpha is None:
         return None
     if not math.isfinite(alpha):
         raise ValueError(f"{module} has the alpha {alpha}; expected a finite number")
     return alpha * math.sqrt(rank) if chosen.get("use_rslora") else float(alpha)
+
+
+def _checked(pattern: str) -> str:
+    repeated_group = re.search(r"\)[*+?{]", pattern)
+    if repeated_group or len(pattern) > LONGEST_PATTERN or len(QUANTIFIER.findall(pattern)) > MOST_QUANTIFIERS:
+        raise ValueError(f"the pattern {pattern[:60]!r} is too intricate")
+    return pattern

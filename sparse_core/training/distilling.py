@@ -71,7 +71,7 @@ def questioned(
         for picture in drawn:
             noise = torch.randn((questions, *shape), generator=generator).to(teacher.device)
             progress = (torch.arange(questions) + torch.rand(questions, generator=generator)) / questions
-            latents = picture.latents.expand_as(noise)
+            latents = picture.latents.to(teacher.device).expand_as(noise)
             condition = teacher.stack_conditions([picture.condition] * questions)
             estimates = teacher.denoise(teacher.add_noise(latents, noise, progress), progress, condition)
             on_step()

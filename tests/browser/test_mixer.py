@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 from desk import MIXER, REPOSITORY, SOON, Desk, changed, few_steps
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import Locator, Route, expect
 
 from sparse_core.dictionary import SparseDictionary
 from sparse_core.files import load_dictionary, save_dictionary
-from sparse_core.mixer import atoms_hash
 
 ROBOT = REPOSITORY / "sparse_core" / "demo" / "dictionaries" / "robot.safetensors"
-HASH = atoms_hash(load_dictionary(ROBOT))
+HASH = load_dictionary(ROBOT).atoms_hash
 STRONGEST = "L15.o[14]"
 SECOND = "L15.o[12]"
 OTHER_HASH = "0" * 16
@@ -127,6 +126,43 @@ def test_the_front_ends_own_keys_work_in_the_panel_but_not_on_its_node(
     expect(settings).to_have_count(0)
 
 
+def test_what_stands_in_the_panel_is_what_runs(mixer: Desk, workflow: dict[str, Any], vue: bool) -> None:
+    open_with(mixer, workflow, vue=vue)
+    sent: list[str] = []
+
+    def keep(route: Route) -> None:
+        prompt = route.request.post_data_json["prompt"]
+        sent.extend(node["inputs"]["mix"] for node in prompt.values() if node["class_type"] == MIXER)
+        route.fulfill(json={"prompt_id": "0", "number": 1, "node_errors": {}})
+
+    mixer.page.route("**/api/prompt", keep)
+    solo, number = mixer.strip(STRONGEST).locator(".sa-solo"), mixer.strip(SECOND).locator(".sa-number")
+    solo.check()
+    with mixer.page.expect_response("**/api/prompt"):
+        solo.press("Control+Enter")
+    expect(solo).to_be_checked()
+    number.click()
+    number.press("Control+a")
+    number.press_sequentially("0.5")
+    with mixer.page.expect_response("**/api/prompt"):
+        number.press("Control+Enter")
+    expect(number).to_have_value("0.5")
+    assert [one.splitlines()[1:] for one in sent] == [[f"solo {STRONGEST}"], [f"{SECOND} = 0.5", f"solo {STRONGEST}"]]
+
+
+def test_undo_takes_back_what_is_being_typed_before_anything_else(mixer: Desk, workflow: dict[str, Any]) -> None:
+    open_with(mixer, workflow)
+    mixer.strip(STRONGEST).locator(".sa-slider").fill("0.5")
+    number = mixer.strip(SECOND).locator(".sa-number")
+    number.click()
+    number.press("Control+a")
+    number.press_sequentially("3")
+    number.press("Control+z")
+    expect(number).to_have_value("1")
+    mixer.page.keyboard.press("Tab")
+    assert lines(mixer)[1:] == [f"{STRONGEST} = 0.5"]
+
+
 def test_no_strip_moves_while_one_is_held(mixer: Desk, workflow: dict[str, Any]) -> None:
     open_with(mixer, workflow)
     sort = mixer.panel.get_by_role("button", name="Sort:")
@@ -221,7 +257,7 @@ def test_presets_are_kept_in_the_workflow(mixer: Desk, workflow: dict[str, Any])
 def test_a_preset_of_another_dictionary_is_not_used_and_leaves_edits_alone(
     mixer: Desk, workflow: dict[str, Any], base: Path
 ) -> None:
-    found = atoms_hash(smaller(base))
+    found = smaller(base).atoms_hash
     open_with(mixer, workflow, f"# dictionary {HASH}\n{STRONGEST} = 0.5\nL15.o[2] = 0.25\n")
     name = mixer.panel.get_by_label("Name of a preset")
     name.fill("robot's")
@@ -470,7 +506,7 @@ def test_an_atom_is_found_by_its_label_and_told_by_its_card(mixer: Desk, workflo
 
 
 def test_a_mix_of_another_dictionary_waits_for_adoption(mixer: Desk, workflow: dict[str, Any], base: Path) -> None:
-    found = atoms_hash(smaller(base))
+    found = smaller(base).atoms_hash
     mixer.open()
     text = f"# dictionary {HASH}\n{STRONGEST} = 0.5\nL15.o[2] = 0.25\n"
     mixer.load(changed(changed(workflow, "SparseAtoms_Load", "smaller.safetensors"), MIXER, text))

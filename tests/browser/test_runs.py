@@ -9,9 +9,8 @@ from desk import MIXER, REPOSITORY, Desk, changed
 from playwright.sync_api import expect
 
 from sparse_core.files import load_dictionary
-from sparse_core.mixer import atoms_hash
 
-HASH = atoms_hash(load_dictionary(REPOSITORY / "sparse_core" / "demo" / "dictionaries" / "robot.safetensors"))
+HASH = load_dictionary(REPOSITORY / "sparse_core" / "demo" / "dictionaries" / "robot.safetensors").atoms_hash
 STRONGEST = "L15.o[14]"
 WEAKEST = "L0.k[11]"
 OTHER_HASH = "0" * 16

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 import prompts
+import pytest
 import torch
 from client import Graph, Node, Result
 from conftest import Server
+from world import pack
 
 from sparse_core.demo.shipped import DICTIONARIES
 from sparse_core.files import load_dictionary
@@ -110,7 +112,8 @@ def test_a_gallerys_labels_and_thumbnails_and_ones_own_go_into_the_file(server: 
         pictures=2,
         **looking(graph, demo),
     )
-    named = graph.add("SparseAtoms_Label", dictionary=gallery[1], lines="top:1 = the boss", notes="top:2 = a pair")
+    names = {"lines": "top:1 = the boss", "notes": 'top:2 = a pair\nlabel:"the boss" = not alone'}
+    named = graph.add("SparseAtoms_Label", dictionary=gallery[1], **names)
     graph.add("SparseAtoms_Save", dictionary=named[0], filename_prefix="labelled")
     alone = graph.add("PreviewImage", images=gallery[2])
     result = run(server, graph)
@@ -122,7 +125,7 @@ def test_a_gallerys_labels_and_thumbnails_and_ones_own_go_into_the_file(server: 
         before, after = shipped.metadata[what], saved.metadata[what]
         assert len([atom for atom in after if after[atom] != before.get(atom)]) == 3, what
     assert "the boss" in saved.labels.values()
-    assert list(saved.metadata["notes"].values()) == ["a pair", "a pair"]
+    assert sorted(saved.metadata["notes"].values()) == ["a pair", "not alone"]
     progress = [(value, most) for node, value, most in result.progress if node == gallery]
     assert progress[-1] == (13 * prompts.STEPS, 13 * prompts.STEPS)
 
@@ -196,3 +199,8 @@ def test_a_label_on_atoms_that_are_not_there_names_its_line(server: Server) -> N
     named = graph.add("SparseAtoms_Label", dictionary=robot(graph)[0], lines="top:1 = x\nL99 = roof")
     graph.add("SparseAtoms_Save", dictionary=named[0], filename_prefix="never")
     assert "Line 2" in server.client.run(graph).error
+
+
+def test_heat_is_laid_over_no_other_picture() -> None:
+    with pytest.raises(ValueError, match="Picture 1 is asked for, counted from 0, and 1 came in"):
+        pack().nodes.analysis.AtomHeatmaps.execute(None, torch.zeros(1, 8, 8, 3), 1, 0.0, 1.0, "positive")

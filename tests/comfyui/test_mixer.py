@@ -20,7 +20,6 @@ from PIL import Image
 from world import demo_layers
 
 from sparse_core.files import load_dictionary, save_dictionary
-from sparse_core.mixer import atoms_hash
 from sparse_core.training.metadata import data_uri
 
 NAME = "strips/mixed.safetensors"
@@ -57,7 +56,7 @@ def drawn(server: Server, kind: str, file: str, **lines: str) -> tuple[torch.Ten
 
 def test_the_text_alone_mixes_and_the_node_says_what_came_in(server: Server, file: str) -> None:
     lines = "L1.v[0] = 2\nmute L0.q[1]\nsolo top:50%\n"
-    made_on = atoms_hash(load_dictionary(server.place(file)))
+    made_on = load_dictionary(server.place(file)).atoms_hash
     mixed, said = drawn(server, "SparseAtoms_Mixer", file, mix=f"# dictionary {made_on}\n{lines}")
     expected, _ = drawn(server, "SparseAtoms_Weights", file, lines=lines)
     assert torch.equal(mixed, expected)
@@ -82,7 +81,7 @@ def test_the_server_tells_the_atoms_of_a_listed_file(server: Server, file: str) 
     dictionary = load_dictionary(server.place(file))
     assert (status, kind) == (200, "application/json; charset=utf-8")
     data = json.loads(body)
-    assert (data["hash"], data["title"], len(data["atoms"])) == (atoms_hash(dictionary), "mixed", len(dictionary))
+    assert (data["hash"], data["title"], len(data["atoms"])) == (dictionary.atoms_hash, "mixed", len(dictionary))
 
 
 def test_the_server_lists_dictionaries_with_their_pictures(server: Server, file: str) -> None:

@@ -134,28 +134,32 @@ def test_training_on_lists_of_pictures_and_captions(server: Server) -> None:
 def test_a_cancelled_training_is_saved_and_the_graph_goes_on(server: Server) -> None:
     graph = Graph()
     demo = prompts.demo(graph)
-    trained = prompts.training(graph, demo, steps=5000, name="cancelled robot", seed=3)
+    trained = prompts.training(graph, demo, steps=5000, name="cancelled: ../robot?", seed=3)
     saved = graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix="after_cancel")
     (latents,) = (prompts.keep(graph, prompts.sample(graph, apply(graph, demo[0], saved[0])[0], demo)),)
     result = server.client.run(graph, cancel_at=3)
 
     assert not result.error
     assert latents in result.outputs
-    kept = load_dictionary(next(server.dictionaries.glob("cancelled robot_cancelled_*.safetensors")))
+    kept = load_dictionary(next(server.dictionaries.glob("cancelled_ ___robot__cancelled_*.safetensors")))
     went_on = load_dictionary(server.dictionaries / "after_cancel_00001_.safetensors")
     for dictionary in (kept, went_on):
         assert 3 <= dictionary.metadata["training"]["steps_done"] < 5000
         assert any(atoms.directions.any() for atoms in dictionary.sites.values())
 
 
-def test_a_cancelled_training_goes_on_with_the_same_workflow_and_is_kept_when_done(server: Server) -> None:
+@pytest.mark.parametrize("linked", [False, True], ids=["typed", "linked"])
+def test_a_cancelled_training_goes_on_with_the_same_workflow_and_is_kept_when_done(
+    server: Server, linked: bool
+) -> None:
     graph = Graph()
-    trained = prompts.training(graph, prompts.demo(graph), steps=25, name="gone on", seed=16, resume=True)
-    saved = graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix="gone_on")
+    name = graph.add("PrimitiveString", value="gone on")[0] if linked else "gone on"
+    trained = prompts.training(graph, prompts.demo(graph), steps=25, name=name, seed=16 + linked, resume=True)
+    saved = graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix=f"gone_on_{linked}")
     assert not server.client.run(graph, cancel_at=2).error
     again = run(server, graph)
     assert trained in again.executed
-    first, second = (server.dictionaries / f"gone_on_0000{number}_.safetensors" for number in (1, 2))
+    first, second = (server.dictionaries / f"gone_on_{linked}_0000{number}_.safetensors" for number in (1, 2))
     done = [load_dictionary(path).metadata["training"]["steps_done"] for path in (first, second)]
     assert done[0] < done[1] == 25
     assert next(value for node, value, _ in again.progress if node == trained) == done[0] + 1
@@ -208,16 +212,20 @@ def test_a_preset_brings_its_own_values_and_custom_takes_those_of_the_node(serve
     assert [records["single picture"][name] for name in names] == [100, 4, 1e-4, 1, 0.0, 0.05, 14]
 
 
-def test_held_out_pictures_need_captions_and_patience_needs_them(server: Server) -> None:
+def test_what_would_do_nothing_in_a_training_is_refused(server: Server) -> None:
     for inputs, message in (
         ({"held_out": True}, "2 held-out pictures and 0 captions"),
         ({"patience": 1}, "are held out"),
+        ({"held_out_captions": True}, "no held-out pictures"),
+        ({"selective": 0.01}, "no prior prompts are connected"),
     ):
         graph = Graph()
         demo = prompts.demo(graph)
         if "held_out" in inputs:
             pictures = graph.add("EmptyImage", width=128, height=128, batch_size=2, color=0x20FF20)
             inputs["held_out"] = graph.add("VAEEncode", pixels=pictures[0], vae=demo[2])[0]
+        if "held_out_captions" in inputs:
+            inputs["held_out_captions"] = graph.add("CLIPTextEncode", text="a zib", clip=demo[1])[0]
         trained = prompts.training(graph, demo, seed=15, **inputs)
         graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix="refused")
         assert message in server.client.run(graph).error

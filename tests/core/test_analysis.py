@@ -106,7 +106,7 @@ def test_a_recording_that_grows_too_large_is_refused_with_advice(monkeypatch: py
 
 def test_a_heat_map_counts_coefficients_of_either_sign_and_no_more_than_can_be_looked_at() -> None:
     places = {f"L0.q[{j}]": torch.full((1, 1, 4, 4), -float(j)).half() for j in range(MOST_ATOMS + 5)}
-    maps = heatmaps.heat_maps(Recording(tuple(places), {}, (0.5,), Side(places, {}), Side({}, {})), (4, 4))
+    maps = heatmaps.heat_maps(Recording("", tuple(places), {}, (0.5,), Side(places, {}), Side({}, {})), (4, 4))
     assert list(maps) == [f"L0.q[{j}]" for j in range(1, MOST_ATOMS + 1)]
     assert maps["L0.q[3]"].unique().tolist() == [3]
 
@@ -157,7 +157,7 @@ def recorded() -> Recording:
     early[0, 0, :2], late[1, 0, 2:] = 1, 3
     silent = torch.zeros(2, 1, 4, 4)
     places = {"L0.q[0]": early.half(), "L0.q[1]": late.half(), "L0.q[2]": silent.half(), "L0.q[3]": early.half()}
-    return Recording(tuple(places), {"L0.q[0]": "sky $"}, (0.1, 0.9), Side(places, {}), Side({}, {}))
+    return Recording("", tuple(places), {"L0.q[0]": "sky $"}, (0.1, 0.9), Side(places, {}), Side({}, {}))
 
 
 def test_masks_are_white_where_an_atom_fires_most_and_fit_the_picture() -> None:
@@ -427,7 +427,9 @@ def test_lines_give_names_to_all_atoms_an_address_picks_and_take_them_away() -> 
     dictionary = labels.with_labels(random_dictionary(), {"L0.q[0]": "old"})
     found = labels.parse_texts("# names\n\nL1.v[0-1] = a = b\nL0.q[0] =\n", dictionary, "label")
     assert found == {"L1.v[0]": "a = b", "L1.v[1]": "a = b", "L0.q[0]": ""}
-    assert labels.with_labels(dictionary, found).labels == {"L1.v[0]": "a = b", "L1.v[1]": "a = b"}
+    named = labels.with_labels(dictionary, found)
+    assert named.labels == {"L1.v[0]": "a = b", "L1.v[1]": "a = b"}
+    assert labels.parse_texts('label:"a = b" = seen', named, "note") == {"L1.v[0]": "seen", "L1.v[1]": "seen"}
 
 
 def test_notes_stand_beside_labels_and_can_be_taken_away() -> None:
@@ -449,6 +451,13 @@ def test_notes_stand_beside_labels_and_can_be_taken_away() -> None:
 def test_a_bad_line_is_named(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         labels.parse_texts(text, random_dictionary(), "label")
+
+
+def test_a_site_without_atoms_is_not_compared() -> None:
+    first, second = random_dictionary(), random_dictionary()
+    empty = {**second.sites, Site(0, "q"): second.sites[Site(0, "q")][:0]}
+    compared = comparison.compare(first, replace(second, sites=empty))
+    assert compared.shared == len(first.sites) - 1 and compared.likeness == pytest.approx(1, abs=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------------- likeness

@@ -24,6 +24,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sparse_core import cli, generate, pipelines
 from sparse_core.compose import cli as compose_cli
+from sparse_core.compose import combine
+from sparse_core.controls import SparseAdapter
 from sparse_core.demo.text import load_tokenizer, write_tokenizer
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.training import TrainingSettings, TrainingStopped, distil, train
@@ -105,9 +107,9 @@ def pixels(path: Path) -> np.ndarray:
 def assert_fails(capsys, message: str, *arguments: object) -> None:
     """Exit code 1, one sentence that holds ``message``, and nothing that looks like a traceback."""
     assert run(*arguments) == 1
-    said = capsys.readouterr().err.splitlines()[-1:] if "\n    " not in message else capsys.readouterr().err
-    assert message in "".join(said)
-    assert "Traceback" not in "".join(said)
+    told = capsys.readouterr().err
+    said = told if "\n    " in message else told.splitlines()[-1]
+    assert message in said and "Traceback" not in told
 
 
 def test_every_command_has_help_with_an_example(capsys):
@@ -692,6 +694,19 @@ class TestInfo:
         assert run("info", file, "--json") == 0
         assert json.loads(capsys.readouterr().out)["metadata"] == metadata
 
+    def test_of_a_combined_file_it_counts_where_atoms_came_from(self, tmp_path, capsys):
+        both = combine([SparseAdapter(random_dictionary(seed=seed)) for seed in (1, 2)])
+        assert run("info", save_dictionary(both, tmp_path / "both.safetensors")) == 0
+        said = capsys.readouterr().out
+        assert f"  origins: of {len(both)} atoms\n" in said and "origins.L0" not in said
+
+    def test_what_strangers_wrote_does_not_steer_the_terminal(self, tmp_path, capsys):
+        metadata = {"modelspec.title": "\x1b[2Jrobot", "labels": {"L0.q[0]": "red\x1b]0;x\x07"}}
+        file = save_dictionary(replace(random_dictionary(), metadata=metadata), tmp_path / "a.safetensors")
+        assert run("info", file, "--top", 99) == 0
+        said = capsys.readouterr().out
+        assert "robot" in said and "red" in said and not {"\x1b", "\x07"} & set(said)
+
     def test_a_reader_that_has_seen_enough_is_no_error(self, saved):
         command = [sys.executable, "-m", "sparse_core", "info", str(saved)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -758,6 +773,11 @@ def test_a_report_without_a_trigger_asks_for_a_prompt(tmp_path: Path, capsys: py
     save_dictionary(random_dictionary(), file)
     assert cli.main(["report", str(file), "--out", str(tmp_path / "page.html")]) == 1
     assert "--prompt" in capsys.readouterr().err
+
+
+def test_a_report_of_too_small_a_batch_is_refused_before_anything_is_drawn(saved, model, tmp_path, capsys):
+    base = ("report", saved, "--prompt", "a zib", "--model", model, "--out", tmp_path / "page.html")
+    assert_fails(capsys, "--batch is 0; expected at least 2", *base, "--batch", 0)
 
 
 def test_a_report_that_cannot_be_written_is_told_before_anything_is_loaded(saved, tmp_path, capsys):

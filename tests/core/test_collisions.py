@@ -10,6 +10,7 @@ from factories import CHANNELS, random_condition, random_dictionary, tiny_host
 from torch import Tensor
 
 from sparse_core.addresses import parse_selection
+from sparse_core.analysis import collisions as collisions_module
 from sparse_core.analysis.collisions import Collisions, collisions
 from sparse_core.controls import Conditioning, Curve, Listen, Mask, Schedule, SparseAdapter, Weight
 from sparse_core.hosts.diffusers import DiffusersHost
@@ -85,6 +86,18 @@ def test_the_numbers_are_those_of_counting(host: DiffusersHost) -> None:
         i, j = int(pair.first[5:-1]), 4 + int(pair.second[5:-1])
         overlap = (fires[:, i] & fires[:, j]).sum() / (fires[:, i] | fires[:, j]).sum()
         assert pair.overlap == pytest.approx(float(overlap))
+
+
+def test_of_very_many_pairs_a_site_names_those_that_move_most(
+    host: DiffusersHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = adapter(host, 1, "one"), adapter(host, 2, "other")
+    every = found(host, one, other).pairs
+    monkeypatch.setattr(collisions_module, "MOST_PAIRS", 3)
+    few = found(host, one, other).pairs
+    sites = {pair.first.partition("[")[0] for pair in every}
+    strongest = [pair for site in sites for pair in [p for p in every if p.first.startswith(f"{site}[")][:3]]
+    assert len(every) > len(few) and set(few) == set(strongest)
 
 
 def test_what_is_muted_meets_nothing(host: DiffusersHost) -> None:

@@ -13,12 +13,12 @@ from torch import Generator, Tensor
 from sparse_core import cli
 from sparse_core.addresses import ALL, AddressError, parse_lines, parse_selection
 from sparse_core.compose import combine, extract, interpolate
-from sparse_core.compose.provenance import content_hash
 from sparse_core.controls import (
     Conditioning,
     Control,
     Curve,
     Keep,
+    Listen,
     Mask,
     Pictures,
     Schedule,
@@ -132,7 +132,7 @@ def test_a_budget_of_atoms_is_no_obstacle_where_there_are_none(merge_above: floa
     rest = {"conv_in": LowRank(torch.randn(2, 4, 3, 3), torch.randn(2, 8))}
     one = SparseAdapter(replace(random_dictionary(sites=[]), rest=rest))
     made = combine([one, one], [1.0, 0.5], budget=10, merge_above=merge_above)
-    assert content_hash(made) == content_hash(combine([one, one], [1.0, 0.5]))
+    assert made.content_hash == combine([one, one], [1.0, 0.5]).content_hash
     assert not made.sites and made.metadata["combined"]["atoms_over_budget"] == 0
     made = load_dictionary(save_dictionary(made, tmp_path / "made.safetensors", torch.float32))
     torch.testing.assert_close(
@@ -147,7 +147,7 @@ def test_a_rest_stands_beside_the_atoms_of_the_budget(host: DiffusersHost) -> No
     made = combine([alone, adapter(host, 1)], budget=3)
     assert len(made) == 3 and made.rest.keys() == rest.keys()
     plenty = combine([alone, adapter(host, 1)], budget=1000)
-    assert content_hash(plenty) == content_hash(combine([alone, adapter(host, 1)]))
+    assert plenty.content_hash == combine([alone, adapter(host, 1)]).content_hash
 
 
 def test_a_combination_says_what_it_is_made_of(host: DiffusersHost, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_combination_says_what_it_is_made_of(host: DiffusersHost, tmp_path: Pa
     assert made.metadata["modelspec.author"] == "A" and made.metadata["modelspec.license"] == "CC0"
     first, second = made.metadata["sources"]
     assert (first["title"], second["weight"]) == ("d1", 0.5)
-    assert second["content_sha256"] == content_hash(other.dictionary)
+    assert second["content_sha256"] == other.dictionary.content_hash
     assert set(made.labels.values()) == {"hat", "beak"}
     for new, label in made.labels.items():
         ((number, old),) = made.metadata["origins"][new]
@@ -182,6 +182,7 @@ def test_a_combination_says_what_it_is_made_of(host: DiffusersHost, tmp_path: Pa
         (Schedule(Curve(0, 0.5)), "a schedule"),
         (Conditioning("negative"), "a choice of prompt"),
         (Pictures((True, False)), "a choice of pictures"),
+        (Listen(("robot",)), "a trigger"),
     ],
 )
 def test_a_control_that_cannot_be_stored_is_refused_by_name(host: DiffusersHost, control: Control, named: str) -> None:
@@ -246,7 +247,7 @@ def test_an_extract_says_where_each_atom_was(host: DiffusersHost) -> None:
     (source,) = made.metadata["sources"]
     assert source == {
         "title": "d1",
-        "content_sha256": content_hash(whole.dictionary),
+        "content_sha256": whole.dictionary.content_hash,
         "selection": "L0.q[2] | L1.v[1]",
     }
     torch.testing.assert_close(
@@ -284,9 +285,9 @@ def test_an_empty_extract_is_refused(host: DiffusersHost) -> None:
 def test_the_content_hash_survives_a_file_and_knows_another_content(host: DiffusersHost, tmp_path: Path) -> None:
     dictionary = adapter(host, 1).dictionary
     again = load_dictionary(save_dictionary(dictionary, tmp_path / "saved.safetensors"))
-    assert content_hash(again) == content_hash(dictionary)
-    assert content_hash(replace(dictionary, metadata={})) == content_hash(dictionary)
-    assert content_hash(dictionary.map(lambda atoms: replace(atoms, bias=atoms.bias + 1))) != content_hash(dictionary)
+    assert again.content_hash == dictionary.content_hash
+    assert replace(dictionary, metadata={}).content_hash == dictionary.content_hash
+    assert dictionary.map(lambda atoms: replace(atoms, bias=atoms.bias + 1)).content_hash != dictionary.content_hash
 
 
 # --------------------------------------------------------------------------------------------------------- interpolating
@@ -315,6 +316,14 @@ def test_between_two_settings_of_one_dictionary_lie_their_weights(host: Diffuser
     other = one.with_controls(Weight(parse_selection("attn2"), 0.0), Weight(parse_selection("attn1"), 2.0))
     expected = one.with_controls(Weight(parse_selection("attn2"), 0.75), Weight(parse_selection("attn1"), 1.25))
     assert_same_picture(host, interpolate(one, other, 0.25), [expected])
+
+
+@pytest.mark.parametrize("t", [-1.0, 2.0])
+def test_beyond_the_ends_it_goes_on_in_the_same_direction(host: DiffusersHost, t: float) -> None:
+    one = adapter(host, 1)
+    other = one.with_controls(Weight(parse_selection("attn2"), 2.0))
+    expected = one.with_controls(Weight(parse_selection("attn2"), 1 + t))
+    assert_same_picture(host, interpolate(one, other, t), [expected])
 
 
 def test_an_interpolation_names_both_ends(host: DiffusersHost) -> None:

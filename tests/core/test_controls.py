@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from decimal import ROUND_CEILING, Decimal
 from itertools import pairwise
 
 import pytest
@@ -203,22 +204,36 @@ def test_address_lines_become_controls_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("scope", ["dictionary", "layer", "site"])
+def test_of_a_few_atoms_a_small_share_is_one(scope: str) -> None:
+    rows = kept(Keep(0.01, scope)).values()
+    assert any(flag for row in rows for flag in row)
+    assert scope != "site" or all(sum(row) == 1 for row in rows)
+
+
+@pytest.mark.parametrize("scope", ["dictionary", "layer", "site"])
 @pytest.mark.parametrize("by", ["importance", "random"])
 def test_density_one_keeps_all_and_density_zero_none(scope: str, by: str) -> None:
     assert all(flag for row in kept(Keep(1, scope, by)).values() for flag in row)
     assert not any(flag for row in kept(Keep(0, scope, by)).values() for flag in row)
 
 
+def rounded_up(share: float, whole: int) -> int:
+    """As the number is written: in floats a tenth of ten may be a little more than one."""
+    return int((Decimal(repr(share)) * whole).to_integral_value(ROUND_CEILING))
+
+
 @given(density=st.floats(0, 1), by=st.sampled_from(["importance", "random"]))
 def test_keep_counts_over_its_scope(density: float, by: str) -> None:
     sizes = {str(site): len(atoms) for site, atoms in DICTIONARY.sites.items()}
-    assert sum(map(sum, kept(Keep(density, "dictionary", by)).values())) == round(density * len(DICTIONARY))
+    assert sum(map(sum, kept(Keep(density, "dictionary", by)).values())) == rounded_up(density, len(DICTIONARY))
     by_site = kept(Keep(density, "site", by))
-    assert {site: sum(row) for site, row in by_site.items()} == {site: round(density * m) for site, m in sizes.items()}
+    assert {site: sum(row) for site, row in by_site.items()} == {
+        site: rounded_up(density, m) for site, m in sizes.items()
+    }
     by_layer = kept(Keep(density, "layer", by))
     for layer in range(len(LAYERS)):
         rows = [(sum(by_layer[s]), m) for s, m in sizes.items() if s.startswith(f"L{layer}.")]
-        assert sum(n for n, _ in rows) == round(density * sum(m for _, m in rows))
+        assert sum(n for n, _ in rows) == rounded_up(density, sum(m for _, m in rows))
 
 
 def test_keep_takes_the_most_important_of_each_scope() -> None:

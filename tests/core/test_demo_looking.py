@@ -12,12 +12,10 @@ import torch
 from sparse_core.addresses import parse_selection
 from sparse_core.analysis.effects import Ablations
 from sparse_core.analysis.labels import COLOURS
-from sparse_core.compose.provenance import content_hash
 from sparse_core.demo import looking
 from sparse_core.demo.lessons import creatures
 from sparse_core.demo.shipped import DICTIONARIES
 from sparse_core.files import load_dictionary, read_header, save_dictionary
-from sparse_core.mixer import atoms_hash
 
 CONTENT = {"robot": "d6b361439f1c5935", "owl": "fbf61716116e1fbe", "penguin": "896b04a94a356a4f"}
 """Of what they were trained to be: looking at them changes nothing."""
@@ -31,7 +29,7 @@ LARGEST = 102_400
 def test_what_ships_says_what_its_atoms_paint(creature: str) -> None:
     file = DICTIONARIES / f"{creature}.safetensors"
     dictionary = load_dictionary(file)
-    assert (content_hash(dictionary), atoms_hash(dictionary)) == (CONTENT[creature], ATOMS[creature])
+    assert (dictionary.content_hash, dictionary.atoms_hash) == (CONTENT[creature], ATOMS[creature])
     for part in ("effects", "thumbnails"):
         assert len(dictionary.metadata[part]) == looking.MOST
     named = [label for label in dictionary.labels.values() if label.split(",")[0] in COLOURS]
@@ -71,6 +69,6 @@ def test_looking_changes_no_weight_and_keeps_what_it_did_not_see(
     assert after.metadata["effects"] == {"L15.o[14]": pytest.approx(12.75)}
     assert "on 'owl'" in after.labels["L15.o[14]"] and after.labels.keys() == {"L15.o[14]"}
     assert after.metadata["modelspec.title"] == before.metadata["modelspec.title"]
-    assert atoms_hash(after) == atoms_hash(before)
+    assert after.atoms_hash == before.atoms_hash
     for site, atoms in before.sites.items():
         assert all(torch.equal(tensor, after.sites[site].tensors()[name]) for name, tensor in atoms.tensors().items())

@@ -9,7 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention_processor import AttnProcessor
 from factories import CHANNELS, random_condition, random_dictionary, tiny_host, tiny_unet
 from torch import Generator, Tensor
@@ -17,8 +23,9 @@ from torch import Generator, Tensor
 from sparse_core.addresses import parse_selection
 from sparse_core.controls import Conditioning, Curve, Keep, Mask, Schedule, SparseAdapter, Stack, Weight
 from sparse_core.dictionary import Atoms, SparseDictionary
-from sparse_core.hosts.diffusers import DiffusersHost, list_attentions
+from sparse_core.hosts.diffusers import DiffusersHost, _State, list_attentions
 from sparse_core.layers import Site, family
+from sparse_core.plan import compile_plan
 
 KINDS = [("sd", "epsilon"), ("sd", "v_prediction"), ("sdxl", "epsilon")]
 
@@ -153,6 +160,11 @@ def test_an_unknown_prediction_is_refused_by_name() -> None:
     pipeline = SimpleNamespace(unet=tiny_unet(), scheduler=DDIMScheduler(prediction_type="sample"))
     with pytest.raises(ValueError, match="predicts 'sample'; expected one of epsilon, v_prediction"):
         DiffusersHost(pipeline)
+    flow = SimpleNamespace(unet=tiny_unet(), scheduler=FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(
+        ValueError, match="predicts 'FlowMatchEulerDiscreteScheduler'; expected one of epsilon, v_prediction"
+    ):
+        DiffusersHost(flow)
 
 
 # ------------------------------------------------------------------------------------------------------ bit for bit
@@ -488,3 +500,21 @@ def test_gradients_reach_every_site_and_no_weight_of_the_model(host: DiffusersHo
         for tensor in (atoms.encoder, atoms.bias, atoms.directions):
             assert tensor.grad is not None and bool(tensor.grad.any())
     assert all(parameter.grad is None for parameter in host.unet.parameters())
+
+
+def test_atoms_follow_a_pipeline_that_is_offloaded_to_the_device_of_the_call(sd: DiffusersHost) -> None:
+    state = _State(compile_plan([adapter_for(sd)], sd.layers))
+    for device in ("cpu", "meta"):
+        state.begin(sd, [None], torch.zeros(2, CHANNELS, 8, 8, device=device), torch.tensor(400))
+        assert state.run.plan.device == torch.device(device)
+
+
+def test_a_pipeline_that_has_not_drawn_yet_runs_one_prompt(sd: DiffusersHost) -> None:
+    parts = {name: None for name in ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")}
+    fresh = StableDiffusionPipeline(
+        unet=tiny_unet(),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        requires_safety_checker=False,
+        **parts,
+    )
+    assert not DiffusersHost(fresh).guided

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor
 
 from sparse_core import cli
-from sparse_core.controls import SparseAdapter
+from sparse_core.controls import SparseAdapter, Stack
 from sparse_core.examples import Batch, draw_batch
 from sparse_core.files import load_dictionary
 from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.layers import Site
-from sparse_core.training import Example, TrainingSettings, distil, questioned, train
+from sparse_core.training import Example, TrainingSettings, distil, distilling, questioned, train
 from sparse_core.training.distilling import MatchingTrainer, feature_error
 from sparse_core.training.learners import DictionaryLearner, initial_dictionary
 from sparse_core.training.loop import Trainer
@@ -78,6 +79,38 @@ def test_an_answer_is_what_the_teacher_says_and_stands_in_the_pictures_place(
     with torch.no_grad(), host.patched([teacher]):
         said = host.denoise(host.add_noise(batch.latents, batch.noise, batch.progress), batch.progress, batch.condition)
     torch.testing.assert_close(batch.target, said, rtol=1e-4, atol=1e-5)
+
+
+class Elsewhere:
+    """A teacher whose device is not the processor's memory, where pictures are kept."""
+
+    device = torch.device("meta")
+    layers = tiny_host().layers
+
+    def __init__(self) -> None:
+        self.met: list[torch.device] = []
+
+    def patched(self, stack: Stack, observer: object = None) -> nullcontext:
+        return nullcontext()
+
+    def stack_conditions(self, conditions: Sequence[object]) -> object:
+        return conditions
+
+    def add_noise(self, latents: Tensor, noise: Tensor, progress: Tensor) -> Tensor:
+        self.met = [latents.device, noise.device]
+        return noise
+
+    def denoise(self, noisy: Tensor, progress: Tensor, condition: object) -> Tensor:
+        raise InterruptedError
+
+
+def test_pictures_and_noise_meet_on_the_teachers_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [Example(torch.zeros(SHAPE), None)]
+    monkeypatch.setattr(distilling, "prior_examples", lambda *_, **__: kept)
+    teacher = Elsewhere()
+    with pytest.raises(InterruptedError):
+        questioned(teacher, [None], None, SHAPE, pictures=1, questions=2)
+    assert teacher.met == [teacher.device] * 2
 
 
 def test_features_are_those_of_the_teacher_and_not_of_the_plain_model(

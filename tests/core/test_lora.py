@@ -342,8 +342,10 @@ def test_the_text_encoders_part_brings_its_strength_along(host: DiffusersHost, t
         {"unet.lora_alpha": float("nan")},
         {"unet.lora_alpha": 4, "unet.alpha_pattern": ["to_q"]},
         {"unet.lora_alpha": 4, "unet.alpha_pattern": {"(": 1}},
+        {"unet.lora_alpha": 4, "unet.alpha_pattern": {r"(\w+)+!": 1}},
+        {"unet.lora_alpha": 4, "unet.alpha_pattern": {".*.*.*.*!": 1}},
     ],
-    ids=["cut off", "too deep", "a list", "a word", "not finite", "patterns in a list", "no pattern"],
+    ids=["cut off", "too deep", "a list", "a word", "not finite", "patterns in a list", "no pattern", "nested", "long"],
 )
 def test_a_damaged_header_is_refused(settings: object, host: DiffusersHost, tmp_path: Path) -> None:
     path = with_header(peft(random_pairs(host)), settings, tmp_path / "some.safetensors")
@@ -570,6 +572,23 @@ REFUSED = {
     "NaN or infinite": {
         f"{NAME}.lora_down.weight": torch.full((1, 16), torch.nan),
         f"{NAME}.lora_up.weight": torch.ones(16, 1),
+    },
+    "don't go together: alpha": {  # rank 0
+        f"{NAME}.alpha": torch.tensor(4.0),
+        f"{NAME}.lora_down.weight": torch.ones(0, 16),
+        f"{NAME}.lora_up.weight": torch.ones(16, 0),
+    },
+    "don't go together: down": {
+        f"{NAME}.lora_down.weight": torch.ones(1, 16),
+        f"{NAME}.lora_up.weight": torch.ones(16),
+    },
+    "don't go together.*mid": {
+        f"{NAME}.lora_down.weight": torch.ones(1, 16),
+        f"{NAME}.lora_up.weight": torch.ones(16, 1),
+        f"{NAME}.lora_mid.weight": torch.ones(3, 3),
+    },
+    "don't go together.*w2_a": {
+        f"{NAME}.hada_{role}": torch.ones(3 if role == "w2_a" else 2, 2) for role in ("w1_a", "w1_b", "w2_a", "w2_b")
     },
     "match nothing": {"lora_unet_down_blocks_9_conv.lora_down.weight": torch.ones(2, 2)},
     "has only down": {f"{NAME}.lora_down.weight": torch.ones(1, 16)},

@@ -12,11 +12,10 @@ from factories import random_dictionary
 
 from sparse_core.addresses import AddressError, parse_lines
 from sparse_core.cards import picture, read_card
-from sparse_core.compose.provenance import content_hash
-from sparse_core.controls import Keep, SparseAdapter, controls_of_lines
+from sparse_core.controls import Keep, Solo, SparseAdapter, Weight
 from sparse_core.dictionary import SparseDictionary
 from sparse_core.files import load_dictionary, save_dictionary
-from sparse_core.mixer import LARGEST_THUMBNAILS, LONGEST_NOTE, atoms_hash, mix, panel_data
+from sparse_core.mixer import LARGEST_THUMBNAILS, LONGEST_NOTE, mix, panel_data
 from sparse_core.modules import LowRank
 from sparse_core.training.metadata import data_uri
 
@@ -37,7 +36,10 @@ def weights(adapter: SparseAdapter) -> torch.Tensor:
     ],
 )
 def test_a_mix_does_what_its_lines_do_one_by_one(dictionary: SparseDictionary, text: str) -> None:
-    expected = SparseAdapter(dictionary).with_controls(*controls_of_lines(parse_lines(text)))
+    expected = SparseAdapter(dictionary)
+    for line in parse_lines(text):
+        one = Weight(line.selection, line.value or 0.0, "scale" if line.operation == "scale" else "set")
+        expected = expected.with_controls(Solo(line.selection) if line.operation == "solo" else one)
     assert torch.equal(weights(mix(SparseAdapter(dictionary), text)), weights(expected))
 
 
@@ -64,7 +66,7 @@ def test_an_atom_that_does_not_exist_is_an_error(dictionary: SparseDictionary) -
 
 
 def test_lines_of_another_dictionary_are_refused_by_name(dictionary: SparseDictionary) -> None:
-    old = atoms_hash(random_dictionary(seed=5))
+    old = random_dictionary(seed=5).atoms_hash
     text = f"# dictionary {old}\nL0.q[1] = 0.5\nmute L0.q[9]\nsolo top:25%\n"
     with pytest.raises(AddressError) as error:
         mix(SparseAdapter(dictionary), text)
@@ -73,13 +75,29 @@ def test_lines_of_another_dictionary_are_refused_by_name(dictionary: SparseDicti
     assert "Line 3: mute L0.q[9]  (L0.q[9] picks no atom" in message
     assert "solo" not in message
     assert f"set on another dictionary ({old})" in message  # the panel reads it
-    assert "Press Adopt" in message and f'"# dictionary {old}"' in message and atoms_hash(dictionary) in message
+    assert "Press Adopt" in message and f'"# dictionary {old}"' in message and dictionary.atoms_hash in message
+
+
+def test_lines_of_two_dictionaries_are_refused(dictionary: SparseDictionary) -> None:
+    own, other = dictionary.atoms_hash, "0123456789abcdef"
+    text = f"# dictionary {own}\nL0.q[1] = 0.5\n# dictionary {other}\nL0.q[2] = 0.5\n"
+    with pytest.raises(
+        AddressError, match=rf"of several dictionaries \({own}, {other}\).*Delete the lines of the others"
+    ):
+        mix(SparseAdapter(dictionary), text)
+    assert mix(SparseAdapter(dictionary), text.replace(other, own)).controls
+
+
+def test_a_panel_of_the_same_atoms_is_told_one_and_the_same(dictionary: SparseDictionary) -> None:
+    adapter = SparseAdapter(dictionary).with_controls(Keep(0.5))
+    assert panel_data(adapter) is panel_data(adapter)
+    assert panel_data(adapter.with_controls(Keep(0.25))) != panel_data(adapter)
 
 
 def test_lines_hold_for_the_dictionary_they_were_made_on_and_for_any_without_a_hash(
     dictionary: SparseDictionary,
 ) -> None:
-    for header in (f"# dictionary {atoms_hash(dictionary)}\n", ""):
+    for header in (f"# dictionary {dictionary.atoms_hash}\n", ""):
         assert weights(mix(SparseAdapter(dictionary), header + "L0.q[1] = 0.5"))[1] == 0.5
 
 
@@ -91,24 +109,24 @@ def test_lines_without_numbers_of_atoms_hold_for_any_dictionary(dictionary: Spar
 def test_the_hash_outlives_a_file_and_what_is_measured_and_written_of_atoms(
     dictionary: SparseDictionary, tmp_path: Path
 ) -> None:
-    expected = atoms_hash(dictionary)
-    assert atoms_hash(load_dictionary(save_dictionary(dictionary, tmp_path / "a.safetensors"))) == expected
+    expected = dictionary.atoms_hash
+    assert load_dictionary(save_dictionary(dictionary, tmp_path / "a.safetensors")).atoms_hash == expected
     measured = dictionary.map(lambda atoms: replace(atoms, importance=atoms.importance * 2))
-    assert atoms_hash(replace(measured, metadata={"labels": {"L0.q[0]": "roof"}})) == expected
+    assert replace(measured, metadata={"labels": {"L0.q[0]": "roof"}}).atoms_hash == expected
 
 
 def test_any_change_of_what_atoms_draw_changes_the_hash(dictionary: SparseDictionary) -> None:
     site = next(iter(dictionary.sites))
     turned = dictionary.sites[site][torch.tensor([1, 0, 2, 3])]
-    assert atoms_hash(replace(dictionary, sites={**dictionary.sites, site: turned})) != atoms_hash(dictionary)
+    assert replace(dictionary, sites={**dictionary.sites, site: turned}).atoms_hash != dictionary.atoms_hash
 
 
 def test_what_belongs_to_no_atom_leaves_their_hash_as_it_is_and_changes_that_of_the_content(
     dictionary: SparseDictionary,
 ) -> None:
     with_rest = replace(dictionary, rest={"time_embed.0": LowRank(torch.ones(2, 3), torch.ones(2, 3))})
-    assert atoms_hash(with_rest) == atoms_hash(dictionary)
-    assert content_hash(with_rest) != content_hash(dictionary)
+    assert with_rest.atoms_hash == dictionary.atoms_hash
+    assert with_rest.content_hash != dictionary.content_hash
 
 
 # --------------------------------------------------------------------------------------------------------- the panel
@@ -117,7 +135,7 @@ def test_what_belongs_to_no_atom_leaves_their_hash_as_it_is_and_changes_that_of_
 def test_the_panel_gets_every_atom_the_most_important_first(dictionary: SparseDictionary) -> None:
     labelled = replace(dictionary, metadata={"labels": {"L0.q[1]": HOSTILE}, "modelspec.title": "roof"})
     data = json.loads(json.dumps(panel_data(SparseAdapter(labelled))))
-    assert (data["hash"], data["title"]) == (atoms_hash(dictionary), "roof")
+    assert (data["hash"], data["title"]) == (dictionary.atoms_hash, "roof")
     assert len(data["atoms"]) == len(dictionary)
     shares = [share for _, share, *_ in data["atoms"]]
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1, abs=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
+from sparse_core import plan as plan_module
 from sparse_core.addresses import ALL, parse_selection
 from sparse_core.controls import (
     Conditioning,
@@ -191,7 +193,7 @@ def atoms_of(adapter: SparseAdapter) -> dict[tuple[Site, int], Atom]:
     for control in adapter.controls:
         if isinstance(control, Keep):  # over the dictionary
             ranked = sorted(found, key=lambda key: -importance[key])
-            for key in ranked[round(control.density * len(ranked)) :]:
+            for key in ranked[math.ceil(Fraction(repr(float(control.density))) * len(ranked)) :]:
                 found[key].kept = False
             continue
         picked = control.selection.resolve(adapter.dictionary)
@@ -404,7 +406,7 @@ def test_weights_are_linear_in_the_update(projection: str) -> None:
 
 
 def every_layer_is(one: Stack, other: Stack) -> bool:
-    """Whether two stacks give the same bits at every layer, and the first is not just the base."""
+    """Whether two stacks give the same bits at every layer."""
     inputs = [make_inputs(index, rows=2) for index in ATTENTION_LAYERS]
     return all(run(one, i).same(run(other, i)) for i in inputs)
 
@@ -656,9 +658,17 @@ def test_one_muted_atom_of_a_site_makes_the_others_wait_for_nothing() -> None:
     assert every_layer_is([waiting], [ADAPTER.with_controls(Weight(some, 0))])
 
 
+def test_a_mask_is_multiplied_once_however_many_sites_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    product = plan_module._product
+    monkeypatch.setattr(plan_module, "_product", lambda factors: made.append(1) or product(factors))
+    plan = compile_plan([ADAPTER.with_controls(Mask(left), Mask(left / 2, parse_selection("L1.o")))], LAYERS)
+    assert len(made) == len(plan.masks) == 2
+
+
 def test_density_slices_the_share_it_drops() -> None:
     plan = compile_plan([ADAPTER.with_controls(Keep(0.25))], LAYERS)
-    assert sum(map(sum, coder_rows(plan).values())) == round(0.25 * len(ADAPTER.dictionary))
+    assert sum(map(sum, coder_rows(plan).values())) == math.ceil(0.25 * len(ADAPTER.dictionary))
 
 
 def test_pruning_equals_a_dictionary_without_the_pruned_atoms() -> None:
@@ -667,6 +677,17 @@ def test_pruning_equals_a_dictionary_without_the_pruned_atoms() -> None:
     pruned = {site: atoms[state.sites[site].able] for site, atoms in ADAPTER.dictionary.sites.items()}
     smaller = SparseAdapter(SparseDictionary(LAYERS, pruned))
     assert every_layer_is([ADAPTER.with_controls(control)], [smaller])
+
+
+def test_a_run_is_wholly_on_the_device_of_its_plan() -> None:
+    elsewhere = torch.device("meta")
+    adapter = ADAPTER.with_controls(Schedule(Curve(0, 0.5)), Conditioning("positive"))
+    plan = compile_plan([adapter], LAYERS).to(elsewhere, torch.float32)
+    run_ = Run(plan, whole(2, positive=(True, False)), 0.2, [])
+    assert run_.factors.device == elsewhere
+    x, q = torch.zeros(2, TOKENS, 8, device=elsewhere), torch.zeros(2, TOKENS, 12, device=elsewhere)
+    layer = run_.layer(0, x, x, x, GRID)
+    assert layer.output(layer.attend(q, q, q, Attend())[..., :8]).device == elsewhere
 
 
 def test_a_layer_without_atoms_is_left_to_the_host() -> None:
@@ -714,6 +735,12 @@ def test_a_trigger_where_nobody_looked_for_the_word_is_refused() -> None:
         layer_run(Listen(("robot",)), rows=whole(2)._replace(heard=heard))
     with pytest.raises(RuntimeError, match="Encode every prompt"):
         layer_run(Listen(("robot",)), rows=whole(2))
+
+
+def test_a_prompt_that_atoms_never_act_on_need_not_be_listened_to() -> None:
+    heard = (Heard(frozenset({"robot"}), frozenset({"robot"})), Heard())
+    rows = whole(2, positive=(True, False))._replace(heard=heard)
+    assert layer_run(Listen(("robot",)), Conditioning("positive"), rows=rows) is not None
 
 
 def test_a_prompt_choice_on_a_batch_of_another_size_is_refused_by_name() -> None:

@@ -39,6 +39,9 @@ from benchmarks.quality.presets import (
     METHODS,
     ON_ONE_PROMPT,
     OURS,
+    WORD_LEFT,
+    WORDLESS,
+    has_density,
     named,
     points,
     points_on_one_prompt,
@@ -400,7 +403,7 @@ def test_both_tiers_hold_what_is_to_be_shown() -> None:
     styles = {u.task.name for u in whole if u.task.kind == "style"}
     assert len(concepts) >= 8 and len(styles) >= 2
     assert {u.seed for u in whole} >= {0, 1}
-    assert {u.method.name for u in whole if u.task.half == "held_out"} == set(METHODS)
+    assert {u.method.name for u in whole if u.task.half == "held_out"} == set(METHODS | WORDLESS)
     assert {u.method.name for u in whole if u.task.half == "dev"} == set(METHODS | CONTROLS)
     quick = units(choose_tasks(QUICK, None), QUICK, named(list(QUICK.methods)), [])
     assert {u.task.half for u in quick} == set(HALVES)
@@ -598,7 +601,7 @@ def _looks(likenesses: dict[str, dict[str, float]]) -> list[Look]:
             scores = {**reference["base"], "recognised": [likeness] * 8, "closeness": [likeness] * 8}
             scores |= {"drift": [1.0], "unchanged": [False]}
             task = choose_tasks(QUICK, None)[0]
-            unit = Unit(replace(task, name=concept, half="held_out"), 0, METHODS[method], (Point(),))
+            unit = Unit(replace(task, name=concept, half="held_out"), 0, named([method])[0], (Point(),))
             found.append(Look(unit, training, {Point(): scores}, reference, 1.0))
     return found
 
@@ -611,6 +614,16 @@ def test_the_lead_over_a_peer_is_compared_concept_by_concept() -> None:
     low, _, high = figures["methods"]["LoRA"]["hypervolume"]
     assert high > 2 * low
     assert figures["hypervolume_over_best_peer"] == pytest.approx(1.2)
+
+
+def test_where_the_word_stays_as_it_was_ours_is_compared_under_the_same_terms() -> None:
+    shares = {OURS: 0.9, OURS + WORD_LEFT: 0.6, "LoRA": 0.6, "LoRA" + WORD_LEFT: 0.3}
+    over = summary(_looks({name: {"fox": share} for name, share in shares.items()}), "held_out")["hypervolume_over"]
+    assert {name: ratio[1] for name, ratio in over.items()} == {
+        "LoRA": pytest.approx(1.5),
+        "LoRA" + WORD_LEFT: pytest.approx(2),
+    }
+    assert has_density(WORDLESS["LoRA" + WORD_LEFT]) and WORDLESS[OURS + WORD_LEFT].word_rate == 0
 
 
 def test_each_thing_taught_has_a_figure_of_its_own() -> None:

@@ -85,7 +85,7 @@ def test_another_noise_and_prompt_take_the_recorded_coefficients(
 
 def test_an_amount_lies_between_what_is_computed_and_what_was_recorded(learnt: SparseDictionary) -> None:
     places = torch.tensor([[[[4.0, -4.0]]]]).half()  # (moments, pictures, height, width)
-    recording = Recording(("L0.q[1]",), {}, (0.5,), Side({"L0.q[1]": places}, {}), Side({}, {}))
+    recording = Recording("", ("L0.q[1]",), {}, (0.5,), Side({"L0.q[1]": places}, {}), Side({}, {}))
     rows = Rows((0,), (True,), (Crop((1, 2), 0, 0, 1, 2),))
     z = torch.ones(1, 2, 1)
     for amount in (0.25, 1.0):
@@ -118,7 +118,8 @@ def test_weights_schedules_and_masks_still_hold(
 def test_a_mask_keeps_what_is_played_to_its_half() -> None:
     dictionary = random_dictionary(sites=[Site(0, "q")])
     places = torch.full((1, 1, 2, 2), 5.0).half()
-    recording = Recording(("L0.q[1]",), {}, (0.5,), Side({"L0.q[1]": places}, {}), Side({}, {}))
+    side = Side({"L0.q[1]": places}, {})
+    recording = Recording(dictionary.atoms_hash, ("L0.q[1]",), {}, (0.5,), side, Side({}, {}))
     left = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     adapter = SparseAdapter(dictionary).with_controls(
         Replay(recording), Solo(parse_selection("L0.q[1]")), Mask(left), Weight(ALL, 0.5, "scale")
@@ -134,7 +135,7 @@ def test_a_mask_keeps_what_is_played_to_its_half() -> None:
 
 def test_the_nearest_moment_and_the_picture_of_the_same_number_are_played() -> None:
     places = torch.arange(4.0).view(2, 2, 1, 1).half()  # moment 0: pictures 0, 1; moment 1: 2, 3
-    recording = Recording(("L0.q[0]",), {}, (0.2, 0.8), Side({"L0.q[0]": places}, {}), Side({}, {}))
+    recording = Recording("", ("L0.q[0]",), {}, (0.2, 0.8), Side({"L0.q[0]": places}, {}), Side({}, {}))
     player = RecordingPlayer(recording, 1.0, frozenset())
     one = Crop((1, 1), 0, 0, 1, 1)
     rows = Rows((0, 1, 2), (True,) * 3, (one,) * 3)
@@ -145,7 +146,7 @@ def test_the_nearest_moment_and_the_picture_of_the_same_number_are_played() -> N
 
 def test_prompts_play_their_own_side_and_what_was_not_recorded_is_computed() -> None:
     side = Side({}, {"L1.v[0]": torch.tensor([[5.0, 6.0]])})  # two words
-    recording = Recording(("L1.v[0]",), {}, (), side, Side({}, {}))
+    recording = Recording("", ("L1.v[0]",), {}, (), side, Side({}, {}))
     player = RecordingPlayer(recording, 1.0, frozenset({Site(1, "v")}))
     rows = Rows((0, 0), (False, True), (Crop((1, 1), 0, 0, 1, 1),) * 2)
     z = torch.arange(6.0).view(2, 3, 1)
@@ -155,7 +156,7 @@ def test_prompts_play_their_own_side_and_what_was_not_recorded_is_computed() -> 
 
 def test_places_are_fitted_and_cropped() -> None:
     ramp = torch.arange(4.0).repeat(4, 1)[None, None].half()  # each column its number
-    recording = Recording(("L0.q[0]",), {}, (0.5,), Side({"L0.q[0]": ramp}, {}), Side({}, {}))
+    recording = Recording("", ("L0.q[0]",), {}, (0.5,), Side({"L0.q[0]": ramp}, {}), Side({}, {}))
     player = RecordingPlayer(recording, 1.0, frozenset())
 
     def played(crop: Crop, grid: tuple[int, int]) -> list[float]:
@@ -173,7 +174,7 @@ def test_places_are_fitted_and_cropped() -> None:
 def test_each_axis_of_a_map_is_fitted_by_its_own_rule() -> None:
     def played(recorded: Tensor, grid: tuple[int, int]) -> Tensor:
         recording = Recording(
-            ("L0.q[0]",), {}, (0.5,), Side({"L0.q[0]": recorded[None, None].half()}, {}), Side({}, {})
+            "", ("L0.q[0]",), {}, (0.5,), Side({"L0.q[0]": recorded[None, None].half()}, {}), Side({}, {})
         )
         rows = Rows((0,), (True,), (Crop(grid, 0, 0, *grid),))
         z = torch.zeros(1, grid[0] * grid[1], 1)
@@ -187,14 +188,15 @@ def test_each_axis_of_a_map_is_fitted_by_its_own_rule() -> None:
 
 def test_what_can_not_be_replayed_is_refused_by_name(learnt: SparseDictionary, recording: Recording) -> None:
     adapter = SparseAdapter(learnt)
-    part = Recording(("L0.q[1]",), {}, (0.5,), Side({"L0.q[1]": torch.zeros(1, 1, 1, 1)}, {}), Side({}, {}))
+    side = Side({"L0.q[1]": torch.zeros(1, 1, 1, 1)}, {})
+    part = Recording(recording.made_on, ("L0.q[1]",), {}, (0.5,), side, Side({}, {}))
     with pytest.raises(ValueError, match=r"holds none of the atoms L0\.v.*such as L0\.q\[1\]"):
         adapter.with_controls(Replay(part, 1.0, parse_selection("L0.v")))
     with pytest.raises(ValueError, match=r"expected 0 \(as computed\) to 1"):
         Replay(part, 1.5)
-    small = SparseAdapter(random_dictionary(learnt.layers, atoms=1))
-    with pytest.raises(ValueError, match="which this dictionary does not have"):
-        small.with_controls(Replay(part))
+    retrained = SparseAdapter(random_dictionary(learnt.layers, seed=1))
+    with pytest.raises(ValueError, match=r"is of another dictionary .* Replay it on the dictionary that was recorded"):
+        retrained.with_controls(Replay(part))
     player = RecordingPlayer(part, 1.0, frozenset())
     rows = Rows((0,), (True,), (Crop((1, 1), 0, 0, 1, 1),))
     with pytest.raises(RuntimeError, match=r"L0\.q can't be replayed: 5 tokens arrived where the picture has 3 x 4"):

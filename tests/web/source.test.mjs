@@ -17,9 +17,9 @@ function chain(...nodes) {
   return nodes.at(-1);
 }
 
-const load = (link = null) => ({
+const load = () => ({
   comfyClass: "SparseAtoms_Load",
-  inputs: [{ name: "name", type: "COMBO", link }],
+  inputs: [{ name: "name", type: "COMBO", link: null }],
   widgets: [{ name: "name", value: FILE }],
 });
 const node = (comfyClass, ...types) => ({ comfyClass, inputs: types.map((type) => ({ type, link: null })) });
@@ -29,7 +29,7 @@ test("the file is the Load node's, through whatever passes its dictionary on", (
   assert.equal(fileOf(chain(load(), mixer())), FILE);
   const passing = [node("SparseAtoms_Mask", DICTIONARY, "MASK", "STRING"), node("Reroute", "*"), mixer()];
   assert.equal(fileOf(chain(load(), ...passing, mixer())), FILE);
-  assert.equal(fileOf(chain(load(7), mixer())), null);
+  assert.equal(fileOf(chain(node("PrimitiveString"), load(), mixer())), null);
   assert.equal(fileOf(chain(node("SparseAtoms_Train", "MODEL", "LATENT"), mixer())), null);
   assert.equal(fileOf(mixer()), null);
 });
@@ -86,4 +86,13 @@ test("a node is gone when its graph, or the workflow, has another in its place",
   assert.equal(isGone({ id: -1, graph: null }, root), true);
   root.subgraphs.set("inner", { ...inner });
   assert.equal(isGone(strips, root), true);
+});
+
+test("a Load node's open input of a subgraph is the widget itself", () => {
+  const { root, inner, holder } = nested();
+  const file = { ...load(), id: 4, graph: inner };
+  file.inputs[0].link = 1;
+  assert.equal(fileOf(file, root), FILE);
+  holder.inputs[0].link = 2;
+  assert.equal(fileOf(file, root), null);
 });

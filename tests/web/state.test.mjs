@@ -158,3 +158,11 @@ test("history goes back, forward, and forgets what was undone", () => {
   history.push("d");
   assert.equal(history.step(1), undefined);
 });
+
+test("lines of a second dictionary stay as they are, for the node to refuse", () => {
+  const mixed = `# dictionary ${MADE_ON}\nL3.v[7] = 0.5\n# dictionary ${OTHER}\nL3.v[8] = 0.5\n`;
+  const mix = mixes.parse(mixed);
+  assert.equal(mix.hash, MADE_ON);
+  assert.equal(mixes.format(mix), mixed);
+  assert.ok(mixes.format(mixes.setWeight(mix, "L3.v[7]", 1)).includes(`# dictionary ${OTHER}`));
+});

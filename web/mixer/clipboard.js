@@ -21,11 +21,13 @@ export async function pasteText() {
 
 /** Pages that aren't served by this machine or over https have no clipboard of their own. */
 function copyThroughSelection(text) {
+  const held = document.activeElement;
   const area = document.createElement("textarea");
   area.value = text;
   document.body.append(area);
   area.select();
   const done = document.execCommand("copy");
   area.remove();
+  held.focus({ preventScroll: true }); // or the graph has it, and the next key
   return done;
 }

@@ -1,6 +1,6 @@
 /** The density slider; the importance that the best atoms hold is its track. */
 
-import { make } from "./dom.js";
+import { isTyped, make, setNumber } from "./dom.js";
 import { countOf, curve, heldBy } from "./list.js";
 import { numberText } from "./state.js";
 
@@ -30,7 +30,9 @@ export class Density {
     this.slider.addEventListener("input", () => this.say(Number(this.slider.value)));
     this.slider.addEventListener("change", () => change(Number(this.slider.value)));
     this.slider.addEventListener("dblclick", () => change(100));
-    this.number.addEventListener("change", () => change(this.number.value === "" ? 100 : Number(this.number.value)));
+    this.number.addEventListener("change", () => {
+      if (isTyped(this.number)) change(this.number.value === "" ? 100 : Number(this.number.value));
+    });
   }
 
   /** @param atoms the most important first */
@@ -50,7 +52,7 @@ export class Density {
 
   say(percent) {
     const count = countOf(percent, this.atoms.length);
-    this.number.value = numberText(percent);
+    setNumber(this.number, percent);
     this.said.textContent = this.atoms.length ? `${count} atoms, ${Math.round(this.held[count] * 100)} %` : "";
     this.slider.setAttribute("aria-valuetext", `${numberText(percent)} per cent, ${this.said.textContent} of the importance`);
   }

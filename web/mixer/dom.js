@@ -1,5 +1,7 @@
 /** How the panel makes elements. Texts are set as text: labels come from strangers' files. */
 
+import { numberText } from "./state.js";
+
 const PICTURE = /^data:image\/(jpeg|png);base64,[A-Za-z0-9+/]+={0,2}$/;
 
 /** An element with a class, properties and children. */
@@ -19,6 +21,22 @@ export function make(tag, className = "", properties = {}, ...children) {
  */
 export function button(text, title, press) {
   return make("input", "sa-button", { type: "button", value: text, title, onclick: press });
+}
+
+/** Sets what a field for a number shows. What is typed over it differs from its default. */
+export function setNumber(field, value) {
+  field.value = numberText(value);
+  field.defaultValue = field.value;
+}
+
+/** Whether a number is being typed that nobody has taken yet. */
+export function isTyped(field) {
+  return field.type === "number" && field.value !== field.defaultValue;
+}
+
+/** Puts back what was there before it was typed over. */
+export function restore(field) {
+  field.value = field.defaultValue;
 }
 
 /** Shows a picture if it is one, else nothing. */

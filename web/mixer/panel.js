@@ -2,7 +2,7 @@
 
 import { copyText, pasteText } from "./clipboard.js";
 import { Density } from "./density.js";
-import { button, make } from "./dom.js";
+import { button, isTyped, make, restore } from "./dom.js";
 import { arrange, atomsOf, bars, countOf, following, GROUPS, SHOWS, SORTS, whyNone } from "./list.js";
 import { Rows } from "./rows.js";
 import * as mixes from "./state.js";
@@ -84,6 +84,12 @@ export class Panel {
     this.density.setAtoms(atoms);
   }
 
+  /** Takes a number that is being typed as if it had been left: what a run or a saved file gets is what stands there. */
+  commit() {
+    const field = document.activeElement;
+    if (this.element.contains(field) && isTyped(field)) field.dispatchEvent(new Event("change"));
+  }
+
   /** Follows its own size, until `dispose`. */
   watch() {
     this.rows.watch();
@@ -108,6 +114,7 @@ export class Panel {
   }
 
   take(text) {
+    this.problem = ""; // it was of another text
     this.text = text;
     this.mix = mixes.parse(text);
   }
@@ -121,7 +128,6 @@ export class Panel {
 
   adopt() {
     const before = mixes.named(this.mix).size;
-    this.problem = "";
     this.change(mixes.adopt(this.mix, this.hash, this.known));
     const lost = before - mixes.named(this.mix).size;
     this.say(lost ? `${strips(lost)} had no atom here. Undo if in doubt.` : "The strips now belong to this dictionary.");
@@ -322,10 +328,12 @@ export class Panel {
     const key = event.key.toLowerCase();
     if ((!control && key !== "escape") || FOR_NODES.has(key)) event.stopPropagation();
     if (!control || event.altKey) return;
+    if (key === "s") this.commit();
     const step = key === "y" || (key === "z" && event.shiftKey) ? 1 : key === "z" ? -1 : 0;
     if (!step || (writing && event.target.type !== "number")) return;
     event.preventDefault();
-    this.undo(step);
+    if (isTyped(event.target)) restore(event.target);
+    else this.undo(step);
   }
 
   useClipboard(event, writing) {

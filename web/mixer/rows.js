@@ -156,7 +156,8 @@ export class Rows {
     const page = Math.max(1, Math.floor(this.element.clientHeight / ROW) - 1);
     const typing = event.target.type === "number";
     const step = { PageUp: -page, PageDown: page, ...(typing ? {} : { ArrowUp: -1, ArrowDown: 1 }) }[event.key];
-    if (step && !event.ctrlKey && !event.metaKey) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // such as Ctrl+Enter, which runs the graph
+    if (step) {
       event.preventDefault();
       this.focus(this.current + step);
     } else if (event.key === "Enter" && event.target.type === "checkbox") event.target.click();

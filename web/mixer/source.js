@@ -1,5 +1,7 @@
 /** Where the atoms of a mixer come from: the file that the Load node at the head of its chain names. */
 
+import { ask, ofFile } from "../server.js";
+
 const TYPE = "SPARSE_DICTIONARY";
 /** Makes another dictionary of a part of one: its atoms have other numbers. */
 const EXTRACT = "SparseAtoms_Extract";
@@ -13,8 +15,7 @@ const LONGEST_CHAIN = 100;
 export function fileOf(node, root) {
   for (let step = 0; node && step < LONGEST_CHAIN; step++) {
     if (node.comfyClass === "SparseAtoms_Load") {
-      const linked = node.inputs?.some((input) => input.name === "name" && input.link != null);
-      return linked ? null : (node.widgets?.find((widget) => widget.name === "name")?.value ?? null);
+      return isLinked(node, "name", root) ? null : (node.widgets?.find((widget) => widget.name === "name")?.value ?? null);
     }
     const inputs = node.inputs?.filter((one) => one.type === TYPE || one.type === "*") ?? [];
     // Of two, a node makes a third, or lets one through: which one only a run tells.
@@ -49,11 +50,8 @@ export function isGone(node, root) {
 }
 
 /** What the server says of a file's atoms. @param api the front end's */
-export async function fetchAtoms(api, name) {
-  const answer = await api.fetchApi(`/sparse_atoms/atoms?name=${encodeURIComponent(name)}`);
-  const data = await answer.json();
-  if (!answer.ok) throw new Error(data.error);
-  return data;
+export function fetchAtoms(api, name) {
+  return ask(api, ofFile("atoms", name));
 }
 
 function originOf(graph, link, root) {

@@ -28,7 +28,8 @@ export function parse(text) {
   for (const line of text.split(/\r\n|\r|\n/)) {
     const madeOn = HASH.exec(line);
     const preset = readPreset(line);
-    if (madeOn) hash = madeOn[1];
+    // Lines of a second dictionary stay as text: the node refuses them, and says so.
+    if (madeOn && (!hash || hash === madeOn[1])) hash = madeOn[1];
     else if (preset) found.push(preset);
     else if (line.trim()) lines.push(parseLine(line));
   }

@@ -1,6 +1,6 @@
 /** One row of the list. Rows are few and are used again for other atoms while the list scrolls. */
 
-import { make, showPicture } from "./dom.js";
+import { isTyped, make, setNumber, showPicture } from "./dom.js";
 import { linesOf, signs, silence } from "./list.js";
 import { numberText } from "./state.js";
 
@@ -103,7 +103,7 @@ export class Strip {
   set(weight) {
     this.shown = "";
     this.slider.value = weight;
-    this.number.value = numberText(weight);
+    setNumber(this.number, weight);
     this.slider.setAttribute("aria-valuetext", numberText(weight));
   }
 
@@ -116,6 +116,7 @@ export class Strip {
     slider.addEventListener("change", () => on.weigh(this.address, Number(slider.value)));
     slider.addEventListener("dblclick", () => on.weigh(this.address, null));
     number.addEventListener("change", () => {
+      if (!isTyped(number)) return;
       this.shown = "";
       on.weigh(this.address, number.value === "" ? null : Number(number.value));
     });
