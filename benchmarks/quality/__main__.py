@@ -33,7 +33,7 @@ from ..machine import versions
 from . import report
 from .concepts import CONCEPTS, HALVES, STYLES_OF_HALF, Task, sprite_files, tasks
 from .methods import Method
-from .presets import CONTROLS, MAIN, METHODS, ON_ONE_PROMPT, WORDLESS, named, points, points_on_one_prompt, suited
+from .presets import BESIDE, CONTROLS, MAIN, METHODS, ON_ONE_PROMPT, named, points, points_on_one_prompt, suited
 from .rounds import ROUNDS
 from .summary import comparable, gain_kept, looks, summary
 from .table import Keys, Setup, Unit, complete, fill, names
@@ -64,7 +64,7 @@ WHOLE = Tier(
     concepts={"dev": 4, "held_out": 4},
     styles=True,
     methods=tuple(METHODS),
-    controls=(*CONTROLS, *WORDLESS),
+    controls=(*CONTROLS, *BESIDE),
     seeds=(0, 1),
     prompts=40,
     unrelated=30,
@@ -110,9 +110,9 @@ def units(chosen: Sequence[Task], tier: Tier, methods: Sequence[Method], control
     everything = [*held_out, *dev]
     again = [method for method in main if method.name in ON_ONE_PROMPT]
     parts = [(first, main, everything, points), (first, again, everything, points_on_one_prompt)]
-    wordless = [method for method in controls if method.name in WORDLESS]
-    parts += [(first, [method for method in controls if method not in wordless], dev, points)]
-    parts += [(first, wordless, held_out, points), (first, others, everything, points)]
+    beside = [method for method in controls if method.name in BESIDE]
+    parts += [(first, [method for method in controls if method not in beside], dev, points)]
+    parts += [(first, beside, held_out, points), (first, others, everything, points)]
     parts += [(seed, main, everything, points) for seed in further]
     return [
         Unit(task, seed, suited(method, task.kind), along(method, STRENGTHS))

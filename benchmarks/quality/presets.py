@@ -34,10 +34,8 @@ METHODS: dict[str, Method] = {
         peer("LoRA", "lora", 2e-3),
         peer("Adapter", "adapter", 8e-3),
         peer("DoRA", "dora", 2e-3),
-        peer("LoHa", "loha", 4e-3),
+        peer("LoHa", "loha", 2e-3),
         Method("textual inversion", "word", settings()),
-        peer("LoRA, half the rank", "lora", 2e-3, 0.5),
-        peer("LoRA, a quarter of the rank", "lora", 2e-3, 0.25),
     )
 }
 """What is compared on both halves."""
@@ -59,10 +57,25 @@ CONTROLS: dict[str, Method] = {
 """What shows which part of the method does what, on the development half."""
 WORD_LEFT = ", word not learnt"
 """After the names of methods beside which the taught word's embedding stays as it was, as the pack's own trainer leaves it."""
-WORDLESS: dict[str, Method] = {
-    f"{name}{WORD_LEFT}": replace(METHODS[name], name=f"{name}{WORD_LEFT}", word_rate=0.0) for name in MAIN
+
+
+def word_left(method: Method) -> Method:
+    """The method where the taught word's embedding stays as it was."""
+    return replace(method, name=f"{method.name}{WORD_LEFT}", word_rate=0.0)
+
+
+BESIDE: dict[str, Method] = {
+    method.name: method
+    for method in (
+        word_left(METHODS[OURS]),
+        word_left(peer("LoRA", "lora", 4e-3)),
+        word_left(METHODS["Adapter"]),
+        peer("LoRA, half the rank", "lora", 2e-3, 0.5),
+        peer("LoRA, a quarter of the rank", "lora", 2e-3, 0.25),
+    )
 }
-"""What shows how much hangs on the word's embedding, on the held-out half: nothing is chosen by it."""
+"""What shows how much hangs on the word's embedding and on the number of parameters, on the held-out half: nothing is chosen by
+it."""
 SHORT_NAMES = {
     "ours": OURS,
     "lora": "LoRA",
@@ -85,7 +98,7 @@ def named(names: list[str]) -> list[Method]:
     """
     :raises ValueError: there is no such method.
     """
-    known = METHODS | CONTROLS | WORDLESS
+    known = METHODS | CONTROLS | BESIDE
     full = [SHORT_NAMES.get(name, name) for name in names]
     if missing := [name for name in full if name not in known]:
         raise ValueError(f"There is no method {missing[0]!r}; expected some of {', '.join([*SHORT_NAMES, *known])}.")

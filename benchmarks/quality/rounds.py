@@ -36,7 +36,7 @@ ROUNDS = {
     ),
     "selective": Round(
         "Silence at prior prompts lowers drift and leaves the likeness.",
-        [ours(selective=1e-2)],
+        [ours(selective=weight) for weight in (3e-4, 1e-3, 3e-3, 1e-2)],
     ),
     "average": Round(
         "A running mean of the weights averages out the noise of small gradients.",
@@ -94,13 +94,16 @@ ROUNDS = {
     "word": Round(
         "What is learnt hardly depends on the taught word's embedding, which people don't train: with the word as it was, all "
         "methods lose alike.",
-        [replace(METHODS[name], word_rate=0.0) for name in MAIN],
+        [
+            replace(method, word_rate=0.0)
+            for method in (*(METHODS[name] for name in MAIN), peer("LoRA", 4e-3), peer("Adapter", 1.6e-2))
+        ],
     ),
     "peers": Round(
         "The peers' settings are not their best.",
         [
             peer("Adapter", 1.6e-2),
-            *(peer("LoHa", rate) for rate in (2e-3, 8e-3)),
+            *(peer("LoHa", rate) for rate in (1e-3, 4e-3, 8e-3)),
             *(peer("DoRA", rate) for rate in (1e-3, 4e-3)),
             *(replace(METHODS["textual inversion"], word_rate=rate) for rate in (3e-3, 3e-2)),
         ],

@@ -33,6 +33,7 @@ from benchmarks.quality.concepts import (
 from benchmarks.quality.curves import PARTS, along_sliders, best_likeness, bootstrap, hypervolume, least_cost
 from benchmarks.quality.methods import POSITIVE, Method, Point, Taught, at_work, budget, keep, new_learner
 from benchmarks.quality.presets import (
+    BESIDE,
     CONTROLS,
     DENSITIES,
     MAIN,
@@ -40,7 +41,6 @@ from benchmarks.quality.presets import (
     ON_ONE_PROMPT,
     OURS,
     WORD_LEFT,
-    WORDLESS,
     has_density,
     named,
     points,
@@ -403,7 +403,7 @@ def test_both_tiers_hold_what_is_to_be_shown() -> None:
     styles = {u.task.name for u in whole if u.task.kind == "style"}
     assert len(concepts) >= 8 and len(styles) >= 2
     assert {u.seed for u in whole} >= {0, 1}
-    assert {u.method.name for u in whole if u.task.half == "held_out"} == set(METHODS | WORDLESS)
+    assert {u.method.name for u in whole if u.task.half == "held_out"} == set(METHODS | BESIDE)
     assert {u.method.name for u in whole if u.task.half == "dev"} == set(METHODS | CONTROLS)
     quick = units(choose_tasks(QUICK, None), QUICK, named(list(QUICK.methods)), [])
     assert {u.task.half for u in quick} == set(HALVES)
@@ -463,18 +463,18 @@ def trained(host: PromptedHost, method: Method, steps: int = 2) -> Taught:
 
 
 @needs_model
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "textual inversion"])
+@pytest.mark.parametrize("name", [name for name in METHODS | BESIDE if name != "textual inversion"])
 def test_peers_have_as_many_parameters(host: PromptedHost, name: str) -> None:
-    method = METHODS[name]
+    (method,) = named([name])
     learner = new_learner(host, method, 0)
     count = sum(t.numel() for t in learner.method.parameters().values())
     assert count == pytest.approx(method.size * budget(host), rel=0.1)
 
 
 @needs_model
-@pytest.mark.parametrize("name", METHODS | CONTROLS)
+@pytest.mark.parametrize("name", METHODS | CONTROLS | BESIDE)
 def test_a_method_changes_pictures_while_at_work_and_nothing_afterwards(host: PromptedHost, name: str) -> None:
-    method = METHODS.get(name) or CONTROLS[name]
+    (method,) = named([name])
     before, names = look(host), [n for n, _ in host.unet.named_modules()]
     weights = {n: t.clone() for part in (host.unet, host.pipeline.text_encoder) for n, t in part.state_dict().items()}
     taught = trained(host, method)
@@ -623,7 +623,7 @@ def test_where_the_word_stays_as_it_was_ours_is_compared_under_the_same_terms() 
         "LoRA": pytest.approx(1.5),
         "LoRA" + WORD_LEFT: pytest.approx(2),
     }
-    assert has_density(WORDLESS["LoRA" + WORD_LEFT]) and WORDLESS[OURS + WORD_LEFT].word_rate == 0
+    assert has_density(BESIDE["LoRA" + WORD_LEFT]) and BESIDE[OURS + WORD_LEFT].word_rate == 0
 
 
 def test_each_thing_taught_has_a_figure_of_its_own() -> None:
