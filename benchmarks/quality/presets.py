@@ -71,7 +71,6 @@ BESIDE: dict[str, Method] = {
         word_left(peer("LoRA", "lora", 4e-3)),
         word_left(METHODS["Adapter"]),
         peer("LoRA, half the rank", "lora", 2e-3, 0.5),
-        peer("LoRA, a quarter of the rank", "lora", 2e-3, 0.25),
     )
 }
 """What shows how much hangs on the word's embedding and on the number of parameters, on the held-out half: nothing is chosen by
