@@ -161,6 +161,7 @@ def draw_curves(figures: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(10, 8), layout="constrained")
+    axes.set_prop_cycle(color=[c for name in ("tab10", "Dark2") for c in pyplot.colormaps[name].colors])  # no two alike
     for name, values in figures["methods"].items():
         style = {"linewidth": 3, "zorder": 3} if name == OURS else {"linewidth": 1.2}
         whole = [p for p in values["points"] if p["density"] == 1]
