@@ -33,7 +33,6 @@ export function attach(node, app, api) {
   node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1], HEIGHT + 80)]);
   after(node, "onConfigure", () => panel.load(text.value));
   after(text, "callback", () => panel.read(text.value));
-  after(text, "beforeQueued", () => panel.commit());
   watch(node, text, panel, app, api);
 }
 

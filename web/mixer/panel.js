@@ -328,7 +328,7 @@ export class Panel {
     const key = event.key.toLowerCase();
     if ((!control && key !== "escape") || FOR_NODES.has(key)) event.stopPropagation();
     if (!control || event.altKey) return;
-    if (key === "s") this.commit();
+    if (key === "s" || key === "enter") this.commit();
     const step = key === "y" || (key === "z" && event.shiftKey) ? 1 : key === "z" ? -1 : 0;
     if (!step || (writing && event.target.type !== "number")) return;
     event.preventDefault();
