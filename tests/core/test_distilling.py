@@ -18,7 +18,7 @@ from sparse_core.controls import SparseAdapter, Stack
 from sparse_core.examples import Batch, draw_batch
 from sparse_core.files import load_dictionary
 from sparse_core.hosts.diffusers import DiffusersHost
-from sparse_core.layers import Site
+from sparse_core.layers import Layer, Site
 from sparse_core.training import Example, TrainingSettings, distil, distilling, questioned, train
 from sparse_core.training.distilling import MatchingTrainer, feature_error
 from sparse_core.training.learners import DictionaryLearner, initial_dictionary
@@ -85,9 +85,9 @@ class Elsewhere:
     """A teacher whose device is not the processor's memory, where pictures are kept."""
 
     device = torch.device("meta")
-    layers = tiny_host().layers
 
-    def __init__(self) -> None:
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = layers
         self.met: list[torch.device] = []
 
     def patched(self, stack: Stack, observer: object = None) -> nullcontext:
@@ -104,10 +104,10 @@ class Elsewhere:
         raise InterruptedError
 
 
-def test_pictures_and_noise_meet_on_the_teachers_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_and_noise_meet_on_the_teachers_device(host: DiffusersHost, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = [Example(torch.zeros(SHAPE), None)]
     monkeypatch.setattr(distilling, "prior_examples", lambda *_, **__: kept)
-    teacher = Elsewhere()
+    teacher = Elsewhere(host.layers)
     with pytest.raises(InterruptedError):
         questioned(teacher, [None], None, SHAPE, pictures=1, questions=2)
     assert teacher.met == [teacher.device] * 2
