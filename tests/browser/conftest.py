@@ -72,6 +72,7 @@ def mixer(_front_end: tuple[desk.Desk, list[str]]) -> Iterator[desk.Desk]:
     mixer, errors = _front_end
     errors.clear()
     yield mixer
+    mixer.page.unroute_all()
     assert errors == []
 
 
