@@ -147,7 +147,8 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument(
-        "--word", help="what to call it: the caption of pictures without a .txt, and the file's trigger"
+        "--word",
+        help="what the captions call it: its meaning is learnt too; the caption of pictures without a .txt; the file's trigger",
     )
     parser.add_argument("--title", help="the file's title (default: the name of the file)")
     parser.add_argument("--author", default="", help="named in the file")
@@ -189,6 +190,7 @@ SETTINGS = {
     "accumulate": "batches in a step: a larger batch in the memory of a small one",
     "learning_rate": "peak of the learning rate",
     "encoder_rate": "learning rate of what atoms look for, relative to that of what they draw",
+    "word_rate": "learning rate of the --word's meaning, in the scale of the model's words; 0 leaves the word as it is",
     "warm_up": "share of the steps over which the learning rate rises, 0 to 1",
     "ema": "decay of the running mean of the weights that is kept in their place, 0 (none) to 1",
     "atoms": "atoms at each projection",
@@ -268,6 +270,8 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
             f"selective is {settings.selective:g}, but there are no prior pictures for atoms to be silent on. Give some with "
             "--prior or --prior-folder, or leave out --selective."
         )
+    if hasattr(options, "word_rate") and not options.word:
+        raise ValueError("--word-rate needs --word: it is the meaning of that word which is learnt.")
     out = with_suffix(options.out)
     check_output(out, SUFFIX, options.model)
     state = out.with_suffix(STATE_SUFFIX)
@@ -288,6 +292,15 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
     side = native_side(pipeline)
     quiet = not processes.leads
     pictures = read_pictures(options.images, options.word, side, quiet)
+    if (
+        options.word
+        and settings.word_rate
+        and not any(host.names(picture.caption, options.word) for picture in pictures)
+    ):
+        raise ValueError(
+            f"--word is {options.word!r}, but it stands in none of the captions, such as {pictures[0].caption!r}. Write it into "
+            "them, or give --word-rate 0: then it is the file's trigger alone."
+        )
     examples = read_examples(host, pictures, quiet)
     to_keep = read_prior(host, options, examples, quiet)
     held_out = []
@@ -321,6 +334,7 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
             settings,
             on_step,
             metadata,
+            word=options.word,
             held_out=held_out,
             preview=None if quiet else preview,
             autosave=state,
@@ -520,6 +534,7 @@ def facts_of(dictionary: SparseDictionary, top: int) -> dict:
         "sites": len(dictionary.sites),
         "atoms": len(dictionary),
         "parameters": dictionary.parameters(),
+        "taught_words": list(dictionary.words),
         "importance_curve": dict(zip(map(str, DENSITIES), importance_curve(ranked, DENSITIES), strict=True)),
         "most_important": [atom._asdict() for atom in ranked[:top]],
         "metadata": dict(dictionary.metadata),
@@ -542,6 +557,7 @@ def readable(name: str, facts: dict) -> str:
             f"  for {facts['family']} (layer fingerprint {facts['fingerprint']})",
             f"  {facts['atoms']} atoms at {facts['sites']} projections of {facts['layers']} attention layers, "
             f"{facts['parameters']} parameters",
+            *[f"  the meaning of the word {word!r} comes with it" for word in facts["taught_words"]],
             "",
             "Importance held by the best atoms",
             *curve,

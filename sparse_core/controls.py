@@ -14,7 +14,9 @@ How they compose, for one atom, whatever the order unless said otherwise:
 - replays: recorded coefficients take the place of those computed, one replay after the other, before everything else.
 
 What an imported LoRA does outside the attentions, its rest, belongs to no atom. It follows every control whose selection
-is ``*``, is muted by a solo of anything less, and by a density of 0.
+is ``*``, is muted by a solo of anything less, and by a density of 0. The meaning of a taught word follows weights of ``*``,
+the strength among them, and a density of 0, and nothing else: it is what atoms read, so it stays where some of them are
+muted, dropped or masked.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from torch import Tensor
 from .addresses import ALL, Layers, Line, Region, Selection
 from .dictionary import SparseDictionary
 from .layers import Site
+from .words import Words, times
 
 if TYPE_CHECKING:
     from .plan import Moment
@@ -88,6 +91,8 @@ class State:
     sites: Mapping[Site, SiteState]
     rest: SiteState
     """The dictionary's rest, as if it were one atom."""
+    words: float = 1.0
+    """The weight of what was added to the meaning of the taught words."""
     masks: tuple[Tensor, ...] = ()
     """(pictures, height, width) each, in 0..1, over the whole picture."""
     curves: tuple[Curve, ...] = ()
@@ -151,7 +156,10 @@ class Weight:
             value = self.value if self.operation == "set" else site.weight * self.value
             return replace(site, weight=torch.where(selected, value, site.weight))
 
-        return state.update(Selected.by(self.selection, dictionary), change)
+        state = state.update(Selected.by(self.selection, dictionary), change)
+        if self.selection == ALL:
+            state = replace(state, words=self.value if self.operation == "set" else state.words * self.value)
+        return state
 
 
 @dataclass(frozen=True)
@@ -372,7 +380,8 @@ class Keep:
         def change(site: SiteState, selected: Tensor) -> SiteState:
             return replace(site, kept=site.kept & selected)
 
-        return state.update(Selected(kept, self.count > 0 or self.density > 0), change)
+        some = self.count > 0 or self.density > 0
+        return replace(state.update(Selected(kept, some), change), words=state.words * some)
 
     def _groups(self, dictionary: SparseDictionary) -> dict[object, list[Site]]:
         groups: dict[object, list[Site]] = {}
@@ -410,6 +419,11 @@ class SparseAdapter:
     def at_strength(self, strength: float) -> SparseAdapter:
         """All atoms' weights times ``strength``."""
         return self.with_controls(Weight(ALL, strength, "scale"))
+
+    @property
+    def words(self) -> Words:
+        """What is added to the meaning of words, with its weight."""
+        return times(self.dictionary.words, self.state.words)
 
     @cached_property
     def state(self) -> State:

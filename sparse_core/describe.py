@@ -76,6 +76,10 @@ def describe(adapter: SparseAdapter, top: int = 20) -> str:
     ]
     if dictionary.rest:
         lines.append(f"outside the attentions: {len(dictionary.rest)} modules of a LoRA, under controls of all atoms")
+    lines += [
+        f"taught word: {word!r}, where Apply Sparse Dictionary has the CLIP, at {state.words:.0%}"
+        for word in dictionary.words
+    ]
     lines += [f"trigger: waits for a prompt that names {' or '.join(words)}" for words in state.triggers]
     lines += [f"mask {i + 1}: covers {float(mask.mean()):.0%} of the picture" for i, mask in enumerate(state.masks)]
     lines += ["", "| atom | label | importance | weight | mask | schedule | prompt |", "|---|---|---|---|---|---|---|"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .layers import Layer, Site, family, fingerprint
 from .modules import LowRank
+from .words import Words
 
 ACTING = ("encoder", "bias", "threshold", "directions")
 """What of atoms acts on a picture: importance and labels can be measured and written anew without making it another."""
@@ -81,6 +82,9 @@ class SparseDictionary:
     rest: Mapping[str, LowRank] = field(default_factory=dict)
     """What an imported LoRA does outside the attentions: updates by module name. They belong to no atom; controls of all
     atoms (``*``) govern them too."""
+    words: Words = field(default_factory=dict)
+    """What training added to the meaning of the taught word. It belongs to no atom; strength governs it and masks don't, as it
+    is what atoms read, whichever of them act."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", {site: self.sites[site] for site in sorted(self.sites, key=_site_order)})
@@ -97,6 +101,12 @@ class SparseDictionary:
                 shape = expected.get(name, (len(atoms),))
                 if tuple(tensor.shape) != shape:
                     raise ValueError(f"{site} {name} has shape {tuple(tensor.shape)}; expected {shape}.")
+        for word, shifts in self.words.items():
+            for width, shift in shifts.items():
+                if not word or shift.ndim != 2 or not len(shift) or shift.shape[1] != width:
+                    raise ValueError(
+                        f"The word {word!r} has a shift of shape {tuple(shift.shape)}; expected (number of tokens, {width})."
+                    )
 
     def __len__(self) -> int:
         """Number of atoms over all sites."""
@@ -121,7 +131,7 @@ class SparseDictionary:
 
     @cached_property
     def content_hash(self) -> str:
-        """16 hex digits of the SHA-256 of everything that acts on a picture, a LoRA's rest too."""
+        """16 hex digits of the SHA-256 of everything that acts on a picture, a LoRA's rest and a taught word too."""
         digest = hashlib.sha256(self.fingerprint.encode())
         for site, atoms in self.sites.items():
             digest.update(f"{site} {atoms.normalise}".encode())
@@ -131,6 +141,10 @@ class SparseDictionary:
             digest.update(name.encode())
             for tensor in (update.down, update.up):
                 digest.update(_stored(tensor))
+        for word, shifts in sorted(self.words.items()):
+            digest.update(word.encode())
+            for width in sorted(shifts):
+                digest.update(_stored(shifts[width]))
         return digest.hexdigest()[:16]
 
     @property
@@ -154,7 +168,7 @@ class SparseDictionary:
             )
 
     def parameters(self) -> int:
-        """Number of stored values that act on a picture (what was measured of atoms does not)."""
+        """Number of stored values of atoms that act on a picture (what was measured of them does not)."""
         return sum(getattr(atoms, name).numel() for atoms in self.sites.values() for name in ACTING)
 
     def map(self, function) -> SparseDictionary:

@@ -117,8 +117,10 @@ def look(
         generate(host, [prompt], [seed], sampling, (), report)
     draws = [drawer(host, prompt, seed + number, sampling, report) for number in range(pictures)]
     gallery = effects.draw_gallery(adapter, groups, draws, batch)
-    said, clear = hear(host, dictionary, prompt)
-    fired = firing.firing(host, adapter, addresses, list(encode_pictures(host, taught))) if taught else None
+    with host.speaking(adapter.words):
+        said, clear = hear(host, dictionary, prompt)
+        lessons = list(encode_pictures(host, taught))
+    fired = firing.firing(host, adapter, addresses, lessons) if taught else None
     return Look(prompt, gallery, recorder.recording(), said, clear, fired, taught)
 
 

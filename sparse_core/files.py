@@ -22,10 +22,15 @@ from .layers import PROJECTIONS, Layer, Site
 from .modules import LowRank
 
 FORMAT = "sparse-atoms"
-VERSION = 1
+VERSION = 2
+"""The newest that is read."""
+WITHOUT_WORDS = 1
+"""What files without a taught word are written in, so that older programs read them."""
 SUFFIX = ".safetensors"
 REST = "rest."
 """Before the module's name in the keys of what lies outside the attentions: ``rest.<module>.down`` and ``.up``."""
+WORD = "word."
+"""Before a taught word in the keys of what was added to its meaning: ``word.<word>.<width>``."""
 BY_ADDRESS = {"labels": str, "notes": str, "thumbnails": str, "effects": (int, float)}
 """Metadata of single atoms: what each holds for an address."""
 LARGEST_HEADER = 100_000_000
@@ -51,6 +56,9 @@ def save_dictionary(dictionary: SparseDictionary, path: str | os.PathLike, dtype
     for module, update in dictionary.rest.items():
         for name, tensor in (("down", update.down), ("up", update.up)):
             tensors[f"{REST}{module}.{name}"] = tensor.detach().to("cpu", dtype).contiguous()
+    for word, shifts in dictionary.words.items():
+        for width, shift in shifts.items():
+            tensors[f"{WORD}{word}.{width}"] = shift.detach().to("cpu", dtype).contiguous()
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise DictionaryFileError(
@@ -58,7 +66,7 @@ def save_dictionary(dictionary: SparseDictionary, path: str | os.PathLike, dtype
             )
     header = {
         "format": FORMAT,
-        "format_version": str(VERSION),
+        "format_version": str(VERSION if dictionary.words else WITHOUT_WORDS),
         "family": dictionary.family,
         "fingerprint": dictionary.fingerprint,
         "layers": _dump([list(layer) for layer in dictionary.layers]),
@@ -94,6 +102,7 @@ def load_dictionary(path: str | os.PathLike) -> SparseDictionary:
         tensors = load_file(path)
     except (*_MALFORMED, SafetensorError) as error:
         raise DictionaryFileError(f"{path.name} is damaged: {error}. Get the file anew.") from error
+    words = _read_words(path.name, tensors)
     rest = _read_rest(path.name, tensors)
     sites = _read_sites(path.name, layers, dense_input, tensors)
     if not sites and not rest:
@@ -104,7 +113,7 @@ def load_dictionary(path: str | os.PathLike) -> SparseDictionary:
     metadata |= {key: _by_address(metadata[key], kind) for key, kind in BY_ADDRESS.items() if key in metadata}
     metadata |= {key: value for key, value in header.items() if key.startswith("modelspec.")}
     try:
-        return SparseDictionary(layers, sites, metadata, rest)
+        return SparseDictionary(layers, sites, metadata, rest, words)
     except ValueError as error:
         raise DictionaryFileError(f"{path.name} is damaged: {error} Get the file anew.") from error
 
@@ -258,6 +267,20 @@ def _read_rest(file: str, tensors: dict[str, Tensor]) -> dict[str, LowRank]:
     if found:
         raise DictionaryFileError(f"{file} holds tensors that belong to no module, such as {next(iter(found))}.")
     return rest
+
+
+def _read_words(file: str, tensors: dict[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+    """Takes what was added to the meaning of words out of ``tensors``."""
+    words: dict[str, dict[int, Tensor]] = {}
+    for key in sorted(key for key in tensors if key.startswith(WORD)):
+        shift = tensors.pop(key).float()
+        word, _, width = key.removeprefix(WORD).rpartition(".")
+        if not width.isdecimal():
+            raise DictionaryFileError(f"{file} is damaged: {key} names no width. Get the file anew.")
+        if not bool(torch.isfinite(shift).all()):
+            raise DictionaryFileError(f"{file} is damaged: the word {word!r} holds NaN or infinite values.")
+        words.setdefault(word, {})[int(width)] = shift
+    return words
 
 
 def _what_is(header: Mapping[str, str]) -> str:

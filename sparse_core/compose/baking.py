@@ -26,7 +26,7 @@ def bake(adapter: SparseAdapter) -> SparseDictionary:
     sites = {site: _weighted(atoms, state.sites[site]) for site, atoms in dictionary.sites.items()}
     weight = float(state.rest.weight * state.rest.able)
     rest = {name: LowRank(update.down, update.up * weight) for name, update in dictionary.rest.items() if weight}
-    return replace(dictionary, sites=sites, rest=rest)
+    return replace(dictionary, sites=sites, rest=rest, words=adapter.words)
 
 
 def acting(atoms: Atoms) -> torch.Tensor:

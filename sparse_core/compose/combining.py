@@ -14,6 +14,7 @@ from ..controls import SparseAdapter
 from ..dictionary import Atoms, SparseDictionary
 from ..layers import Site
 from ..modules import LowRank
+from ..words import together
 from .baking import acting, bake, title_of
 from .provenance import joined_metadata, source_record
 
@@ -37,7 +38,7 @@ def combine(
     :param merge_above: 0..1; two atoms of a site become one where the cosines of their encoders and of their directions are
         both above it and they fire at about the same value. 1 merges none.
     :raises ValueError: there are no adapters, they belong to different models, one carries a control that can't be stored,
-        a site is read in two ways, or a number is out of its range.
+        a site is read or a word was learnt in two ways, or a number is out of its range.
     """
     if not adapters:
         raise ValueError("There is nothing to combine; expected at least one dictionary.")
@@ -74,9 +75,9 @@ def combine(
     )
     kept = sum(len(part.atoms) for part in joined.values())
     record = {"merge_above": merge_above, "atoms_merged": whole - distinct, "atoms_over_budget": distinct - kept}
-    return SparseDictionary(
-        sources[0].layers, {site: part.atoms for site, part in joined.items()}, {**metadata, "combined": record}, rest
-    )
+    atoms = {site: part.atoms for site, part in joined.items()}
+    words = together(one.words for one in baked)
+    return SparseDictionary(sources[0].layers, atoms, {**metadata, "combined": record}, rest, words)
 
 
 class _Joined(NamedTuple):

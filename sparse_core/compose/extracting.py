@@ -34,4 +34,4 @@ def extract(adapter: SparseAdapter, selection: Selection, title: str = "") -> Sp
         },
     )
     sites = {site: baked.sites[site][index].unit_norm() for site, index in chosen.items()}
-    return SparseDictionary(source.layers, sites, metadata, baked.rest)
+    return SparseDictionary(source.layers, sites, metadata, baked.rest, baked.words)

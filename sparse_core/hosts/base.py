@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, device, dtype
 
@@ -13,6 +13,15 @@ from ..layers import Layer
 from ..plan import Observer
 
 Prediction = Literal["eps", "v", "flow"]
+
+
+class OpenWord(NamedTuple):
+    """A word whose meaning is being learnt, by the width of the text encoders that read it."""
+
+    shifts: Mapping[int, Tensor]
+    """(tokens, width), 0 at first: what is added to the embeddings of its tokens."""
+    spread: Mapping[int, float]
+    """Root mean square of all words' embeddings."""
 
 
 class Host(Protocol):
@@ -50,6 +59,13 @@ class Host(Protocol):
 
     def patched(self, stack: Stack, observer: Observer | None = None) -> AbstractContextManager[None]:
         """The model with a stack of adapters, while the context lasts."""
+
+    def learning(self, word: str) -> AbstractContextManager[OpenWord]:
+        """Opens the meaning of a word while the context lasts: `stack_conditions` then reads prompts anew, so that gradients
+        reach it.
+
+        :raises ValueError: the word is nothing to a tokenizer.
+        """
 
     def trainable(self, checkpointing: bool = False) -> AbstractContextManager[None]:
         """The model made ready for gradients to pass through it: frozen weights that autograd accepts.

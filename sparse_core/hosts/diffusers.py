@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,13 @@ from ..controls import Stack
 from ..layers import Layer
 from ..lora import ImportedLora, load_lora
 from ..plan import Crop, Observer, Plan, Rows, Run, compile_plan
-from .base import Prediction
+from ..words import Words, occurrences
+from .base import OpenWord, Prediction
 from .checkpointing import checkpointed
 from .updating import check_modules, updating, weight_shapes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizer
 
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v"}
 
@@ -33,6 +37,8 @@ class Condition:
     """(rows, tokens, width)."""
     added: dict[str, Tensor] | None = None
     """SDXL's pooled text and picture size."""
+    prompt: str | None = None
+    """What was encoded, of a single one: it can be read anew."""
 
 
 class DiffusersHost:
@@ -54,6 +60,15 @@ class DiffusersHost:
             raise ValueError(f"The model predicts {kind!r}; expected one of {', '.join(PREDICTIONS)}.")
         self.prediction = PREDICTIONS[kind]
         self.signal = pipeline.scheduler.alphas_cumprod.to(self.device)  # (timesteps,)
+        self.readers = [
+            Reader(tokenizer, encoder, encoder.get_input_embeddings())
+            for tokenizer, encoder in (
+                (getattr(pipeline, f"tokenizer{which}", None), getattr(pipeline, f"text_encoder{which}", None))
+                for which in ("", "_2")
+            )
+            if encoder is not None
+        ]
+        self._learning = False
         self._asked: bool | None = None  # which prompt `denoise` runs; None where the pipeline calls
 
     @property
@@ -99,21 +114,87 @@ class DiffusersHost:
 
     def stack_conditions(self, conditions: Sequence[Condition]) -> Condition:
         """See `Host.stack_conditions`."""
+        if self._learning:
+            conditions = self._read_anew(conditions)
         added = None
         if conditions[0].added is not None:
             added = {name: torch.cat([c.added[name] for c in conditions]) for name in conditions[0].added}
         return Condition(torch.cat([c.text for c in conditions]), added)
 
+    def _read_anew(self, conditions: Sequence[Condition]) -> list[Condition]:
+        """All prompts in one batch; what is of no prompt stays as it is."""
+        prompts = [condition.prompt for condition in conditions if condition.prompt is not None]
+        rows = iter(zip(*self._read(prompts), strict=True) if prompts else ())
+        anew = []
+        for condition in conditions:
+            if condition.prompt is not None:
+                text, pooled = next(rows)
+                added = condition.added and {**condition.added, "text_embeds": pooled[None]}
+                condition = replace(condition, text=text[None], added=added)
+            anew.append(condition)
+        return anew
+
+    def _read(self, prompts: list[str]) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """(prompts, tokens, width), and of SDXL (prompts, width) pooled."""
+        if not isinstance(self.pipeline, StableDiffusionXLPipeline):
+            text, _ = self.pipeline.encode_prompt(prompts, self.device, 1, False)
+            return text, [None] * len(prompts)
+        text, _, pooled, _ = self.pipeline.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+        return text, pooled
+
     @torch.no_grad()
     def encode_prompt(self, prompt: str, size: tuple[int, int] | None = None) -> Condition:
         """The condition of one prompt; ``size`` (height, width) in pixels matters to SDXL alone."""
-        if not isinstance(self.pipeline, StableDiffusionXLPipeline):
-            text, _ = self.pipeline.encode_prompt(prompt, self.device, 1, False)
-            return Condition(text)
-        text, _, pooled, _ = self.pipeline.encode_prompt(prompt, device=self.device, do_classifier_free_guidance=False)
+        text, (pooled,) = self._read([prompt])
+        if pooled is None:
+            return Condition(text, prompt=prompt)
         height, width = size or (self.unet.config.sample_size * self.pipeline.vae_scale_factor,) * 2
         ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=text.dtype, device=self.device)
-        return Condition(text, {"text_embeds": pooled, "time_ids": ids})
+        return Condition(text, {"text_embeds": pooled[None], "time_ids": ids}, prompt)
+
+    def names(self, prompt: str, word: str) -> bool:
+        """Whether a prompt holds a word as the text encoders read it."""
+        return any(occurrences(reader.tokens(prompt), reader.tokens(word)) for reader in self.readers)
+
+    @contextmanager
+    def speaking(self, words: Words) -> Iterator[None]:
+        """The text encoders with taught words, while the context lasts: for prompts that are encoded in it.
+
+        :raises ValueError: a word was learnt with other text encoders.
+        """
+        with ExitStack() as undo:
+            for word, shifts in words.items():
+                for reader in self.readers:
+                    tokens = reader.tokens(word)
+                    if reader.width not in shifts or len(tokens) != len(shifts[reader.width]):
+                        learnt = " and ".join(
+                            f"{len(shift)} tokens of width {width}" for width, shift in shifts.items()
+                        )
+                        raise ValueError(
+                            f"The word {word!r} was learnt as {learnt}; this model reads {len(tokens)} of width "
+                            f"{reader.width}. Load the checkpoint it was trained on, or one of the same family."
+                        )
+                    hook = _Shifting(tokens, shifts[reader.width])
+                    undo.callback(reader.embedding.register_forward_hook(hook).remove)
+            yield
+
+    @contextmanager
+    def learning(self, word: str) -> Iterator[OpenWord]:
+        """See `Host.learning`."""
+        shifts, spread = {}, {}
+        for reader in self.readers:
+            tokens, table = reader.tokens(word), reader.embedding.weight
+            if not tokens:
+                raise ValueError(f"{word!r} is no word to this model. Choose one that stands in the captions.")
+            reader.encoder.requires_grad_(False)
+            shifts[reader.width] = torch.zeros(len(tokens), reader.width, device=self.device, requires_grad=True)
+            spread[reader.width] = float(table.float().square().mean().sqrt())
+        self._learning = True
+        try:
+            with self.speaking({word: shifts}):
+                yield OpenWord(shifts, spread)
+        finally:
+            self._learning = False
 
     def import_lora(self, path: str | os.PathLike) -> ImportedLora:
         """A LoRA file as a dictionary for this UNet.
@@ -124,7 +205,7 @@ class DiffusersHost:
 
     @contextmanager
     def patched(self, stack: Stack, observer: Observer | None = None) -> Iterator[None]:
-        """See `Host.patched`; calls of the pipeline itself are patched too.
+        """See `Host.patched`; calls of the pipeline itself are patched too, and read taught words.
 
         :raises ValueError: an attention is patched already, or runs a processor of another package.
         """
@@ -133,6 +214,8 @@ class DiffusersHost:
         modules = dict(self.unet.named_modules()) if plan.modules else {}
         check_modules(plan, modules)
         with ExitStack() as undo:
+            for adapter in stack:
+                undo.enter_context(self.speaking(adapter.words))
             if plan.acts:
                 handle = self.unet.register_forward_pre_hook(
                     lambda _, args, kwargs: state.begin(self, [observer] * len(stack), *args, **kwargs),
@@ -178,6 +261,43 @@ def list_attentions(unet: nn.Module) -> list[tuple[Layer, Attention, nn.Module]]
     if not found:
         raise ValueError("This UNet has no transformer blocks for a sparse dictionary to act on.")
     return found
+
+
+class Reader(NamedTuple):
+    """A text encoder with what it reads."""
+
+    tokenizer: PreTrainedTokenizer
+    encoder: nn.Module
+    embedding: nn.Module
+    """Token to (width,)."""
+
+    @property
+    def width(self) -> int:
+        """Of an embedding."""
+        return self.embedding.weight.shape[1]
+
+    def tokens(self, text: str) -> list[int]:
+        """Their numbers, without start, end and padding."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+
+class _Shifting:
+    """Adds to the embeddings of a word's tokens wherever they stand: a forward hook."""
+
+    def __init__(self, word: Sequence[int], shift: Tensor) -> None:
+        self.word, self.shift = word, shift
+
+    def __call__(self, _: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        places = [
+            (row, start + i, i)
+            for row, tokens in enumerate(args[0].tolist())
+            for start in occurrences(tokens, self.word)
+            for i in range(len(self.word))
+        ]
+        if not places:
+            return out
+        rows, tokens, parts = torch.tensor(places, device=out.device).T
+        return out.index_put((rows, tokens), self.shift.to(out)[parts], accumulate=True)
 
 
 class _State:

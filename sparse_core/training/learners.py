@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -179,6 +179,41 @@ class DictionaryLearner:
     def snapshot(self) -> SparseDictionary:
         """The dictionary as it stands, directions of unit norm."""
         return self.dictionary.map(lambda atoms: atoms.map(lambda t: t.detach().clone()).unit_norm())
+
+
+class WordLearner:
+    """Any method with the embeddings of a word beside it. Implements `Learner`."""
+
+    def __init__(self, method: Learner, embeddings: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
+        """
+        :param embeddings: what is learnt of the word, by a stable name; ``rates`` are their peaks.
+        """
+        self.method, self.embeddings, self.rates = method, embeddings, rates
+
+    def parameters(self) -> dict[str, Tensor]:
+        """See `Learner`."""
+        return {**self.method.parameters(), **self.embeddings}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """See `Learner`."""
+        return self.method.buffers()
+
+    def learning_rate(self, name: str) -> float:
+        """See `Learner`."""
+        return self.rates[name] if name in self.rates else self.method.learning_rate(name)
+
+    def at_work(self, prior: Tensor) -> AbstractContextManager[None]:
+        """See `Learner`."""
+        return self.method.at_work(prior)
+
+    def penalty(self) -> Tensor | float:
+        """See `Learner`."""
+        # A batch that does not name the word has no gradient for it; several processes average theirs all the same.
+        return self.method.penalty() + 0 * sum(tensor.sum() for tensor in self.embeddings.values())
+
+    def maintain(self, error: Tensor) -> list[tuple[str, int]]:
+        """See `Learner`."""
+        return self.method.maintain(error)
 
 
 class Seen(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from torch import Tensor
 from ..analysis.importance import Measurement, measure, with_importance
 from ..dictionary import SparseDictionary
 from ..examples import Batch, Example, draw_batch
-from ..hosts.base import Host
+from ..hosts.base import Host, OpenWord
 from ..memory import is_out_of_memory
-from .learners import DictionaryLearner, Learner, rates
+from .learners import DictionaryLearner, Learner, WordLearner, rates
 from .objective import loss_weight, squared_error
 from .preview import Preview
 from .processes import ALONE, Processes
@@ -273,6 +273,15 @@ def _measured(host: Host, dictionary: SparseDictionary, examples: Sequence[Examp
     return measure(host, dictionary, examples, rows=1, seed=seed)
 
 
+def _with_word(dictionary: DictionaryLearner, word: OpenWord, settings: TrainingSettings) -> WordLearner:
+    """The dictionary with a word beside it, each of its embeddings at a rate in the scale of all words'."""
+    return WordLearner(
+        dictionary,
+        {f"word.{width}": shift for width, shift in word.shifts.items()},
+        {f"word.{width}": settings.word_rate * spread for width, spread in word.spread.items()},
+    )
+
+
 def train(
     host: Host,
     examples: Sequence[Example],
@@ -280,6 +289,7 @@ def train(
     on_step: Callable[[Progress], None] = lambda progress: None,
     metadata: dict[str, Any] | None = None,
     *,
+    word: str | None = None,
     held_out: Sequence[Example] = (),
     preview: Preview | None = None,
     autosave: Path | None = None,
@@ -291,6 +301,7 @@ def train(
 
     :param on_step: called after every step; may raise `TrainingStopped`, or what the host raises when a person cancels.
     :param metadata: kept in the dictionary, beside the training record.
+    :param word: what the new thing is called in the captions: its meaning is learnt too, and comes with the dictionary.
     :param held_out: pictures to watch for overfitting.
     :param preview: a picture to draw along the way, before ``on_step`` is called; it changes nothing that is learnt.
     :param autosave: a file for the training's state: written every ``autosave_every`` steps, at a stop and at the end, gone
@@ -309,50 +320,56 @@ def train(
             f"patience is {settings.patience}, but no pictures are held out to watch. Give some that are not learnt from, or "
             "set patience to 0."
         )
-    with host.trainable(settings.checkpointing):
-        learner = DictionaryLearner(host, settings, processes)
-        trainer = trainer_of(host, learner, examples, settings, held_out, processes)
-        if autosave is not None and autosave.exists():
-            trainer.restore(TrainingState.load(autosave))
-        writes = autosave is not None and processes.leads
-        try:
-            while not trainer.finished:
-                estimate = trainer.advance()
-                if writes and trainer.step % autosave_every == 0:
-                    trainer.state().save(autosave)
-                if preview is not None and trainer.step % preview.every == 0:
-                    preview.show(trainer.step, preview.draw(host, learner.adapter))
-                on_step(Progress(trainer.step, settings.steps, trainer.losses, trainer.held_out, estimate))
-        except (TrainingStopped, *host.interruptions):
-            pass
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            kept = f" At most {autosave_every} steps of work are lost: train with resume to go on." if autosave else ""
-            raise MemoryError(
-                f"Training ran out of memory with pictures of {tuple(examples[0].latents.shape[-2:])} latent pixels, batch "
-                f"{settings.batch}. Lower the batch (accumulate makes up for it), turn checkpointing and autocast on, or use "
-                f"smaller pictures.{kept}"
-            ) from error
-        if writes:
-            trainer.state().save(autosave)
-        trainer.conclude()
-        finished = learner.snapshot()
-    kept = [example for example in examples if example.prior]
-    subjects = [example for example in examples if not example.prior] or examples
-    with trainer.precision():
-        measured, elsewhere = (
-            _measured(host, finished, some, settings.seed) if some else None for some in (subjects, kept)
-        )
+    opening = host.learning(word) if word and settings.word_rate else nullcontext()
+    with opening as opened:
+        with host.trainable(settings.checkpointing):
+            dictionary = DictionaryLearner(host, settings, processes)
+            learner = dictionary if opened is None else _with_word(dictionary, opened, settings)
+            trainer = trainer_of(host, learner, examples, settings, held_out, processes)
+            if autosave is not None and autosave.exists():
+                trainer.restore(TrainingState.load(autosave))
+            writes = autosave is not None and processes.leads
+            try:
+                while not trainer.finished:
+                    estimate = trainer.advance()
+                    if writes and trainer.step % autosave_every == 0:
+                        trainer.state().save(autosave)
+                    if preview is not None and trainer.step % preview.every == 0:
+                        preview.show(trainer.step, preview.draw(host, dictionary.adapter))
+                    on_step(Progress(trainer.step, settings.steps, trainer.losses, trainer.held_out, estimate))
+            except (TrainingStopped, *host.interruptions):
+                pass
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                kept = (
+                    f" At most {autosave_every} steps of work are lost: train with resume to go on." if autosave else ""
+                )
+                raise MemoryError(
+                    f"Training ran out of memory with pictures of {tuple(examples[0].latents.shape[-2:])} latent pixels, batch "
+                    f"{settings.batch}. Lower the batch (accumulate makes up for it), turn checkpointing and autocast on, or use "
+                    f"smaller pictures.{kept}"
+                ) from error
+            if writes:
+                trainer.state().save(autosave)
+            trainer.conclude()
+            finished = dictionary.snapshot()
+        kept = [example for example in examples if example.prior]
+        subjects = [example for example in examples if not example.prior] or examples
+        with trainer.precision():
+            measured, elsewhere = (
+                _measured(host, finished, some, settings.seed) if some else None for some in (subjects, kept)
+            )
     record = {
         **settings.record(),
         "steps_done": trainer.step,
         "finished": trainer.finished,
         "final_loss": sum(trainer.losses[-20:]) / max(1, len(trainer.losses[-20:])),
-        "atoms_reseeded": int(learner.reseeded),
+        "atoms_reseeded": int(dictionary.reseeded),
         "active_share": measured.active_share(),
         "held_out": trainer.held_out,
     }
     # As those of files, which it may be combined with.
     learnt = with_importance(finished, measured, elsewhere).map(lambda atoms: atoms.map(Tensor.cpu))
-    return replace(learnt, metadata={**(metadata or {}), "training": record})
+    words = {} if opened is None else {word: {width: shift.detach().cpu() for width, shift in opened.shifts.items()}}
+    return replace(learnt, metadata={**(metadata or {}), "training": record}, words=words)

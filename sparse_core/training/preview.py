@@ -22,7 +22,7 @@ class Preview:
     """
 
     condition: Any
-    """Of one prompt, as `Host.stack_conditions` gives it."""
+    """Of one prompt, as `Host.stack_conditions` takes it."""
     negative: Any
     """Of the empty prompt, likewise."""
     shape: tuple[int, int, int]
@@ -40,8 +40,10 @@ class Preview:
             raise ValueError(f"A preview is asked for every {self.every} steps; expected at least 1.")
 
     @torch.no_grad()
+    @torch.no_grad()
     def draw(self, host: Host, adapter: SparseAdapter) -> Tensor:
         """The clean latents of the prompt, with the adapter as it is now."""
         noise = torch.randn((1, *self.shape), generator=torch.Generator().manual_seed(self.seed))
+        condition, negative = (host.stack_conditions([one]) for one in (self.condition, self.negative))
         with host.patched([adapter]):
-            return sample(host, self.condition, noise.to(host.device), negative=self.negative, on_step=self.on_step)
+            return sample(host, condition, noise.to(host.device), negative=negative, on_step=self.on_step)

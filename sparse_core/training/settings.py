@@ -26,6 +26,9 @@ class TrainingSettings:
     """Peak of the schedule, for directions; see ``encoder_rate``."""
     encoder_rate: float = 1.0
     """Learning rate of encoders relative to that of directions, >= 0."""
+    word_rate: float = 0.14
+    """Learning rate of the taught word's embedding, where there is one, relative to the root mean square of all words'
+    embeddings, >= 0; 0 leaves the word as it is."""
     warm_up: float = 0.05
     """Share of the steps over which the rate rises, 0..1."""
     ema: float = 0.0
@@ -60,7 +63,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         lows = {"steps": 1, "batch": 1, "accumulate": 1, "atoms": 1, "check_every": 1}
         lows |= dict.fromkeys(
-            ("threshold", "sparsity", "prior", "selective", "reseed_every", "patience", "encoder_rate"), 0
+            ("threshold", "sparsity", "prior", "selective", "reseed_every", "patience", "encoder_rate", "word_rate"), 0
         )
         for name, low in lows.items():
             if not getattr(self, name) >= low:

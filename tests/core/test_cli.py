@@ -312,7 +312,7 @@ class TestTrain:
         out = tmp_path / "ended.safetensors"
         base = ("train", images, "--out", out, "--model", model, *QUICK, "--patience", 1, "--check-every", 1)
         # With a rate that changes nothing to speak of, no check is better than the first by more than rounding.
-        still = ("--steps", 40, "--learning-rate", "1e-12", "--held-out", images)
+        still = ("--steps", 40, "--learning-rate", "1e-12", "--word-rate", "1e-12", "--held-out", images)
         assert run(*base, *still) == 0
         record = load_dictionary(out).metadata["training"]
         assert record["steps_done"] < 40 and len(record["held_out"]) == record["steps_done"]
@@ -507,6 +507,10 @@ class TestGenerate:
         Image.new("L", (10, 10)).save(tmp_path / "mask.png")
         base = self.draw(model, tmp_path / "base.png")
         masked = self.draw(model, tmp_path / "a.png", "--dictionary", trained, "--mask", tmp_path / "mask.png")
+        # The taught word is read in the whole picture. It is no atom's.
+        assert (masked != base).any()
+        atoms = save_dictionary(replace(load_dictionary(trained), words={}), tmp_path / "atoms.safetensors")
+        masked = self.draw(model, tmp_path / "b.png", "--dictionary", atoms, "--mask", tmp_path / "mask.png")
         assert (masked == base).all()
 
     def test_a_mask_painted_on_nothing_is_one_on_black(self, model, trained, tmp_path):
