@@ -18,6 +18,7 @@ from .invert import InvertImage
 from .lora import LoadLoraAsDictionary
 from .mixer import AtomMixer
 from .train import TrainSparseDictionary
+from .words import TeachWord
 
 WEB_DIRECTORY = "./web"
 
@@ -37,6 +38,7 @@ class SparseAtomsExtension(ComfyExtension):
             LoadSparseDictionary,
             LoadLoraAsDictionary,
             SaveSparseDictionary,
+            TeachWord,
             TrainSparseDictionary,
             ApplySparseDictionary,
             SparseDictionaryHook,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import comfy.sd
 from comfy.hooks import HookGroup
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..sparse_core.controls import SparseAdapter
-from ..sparse_core.hosts.comfyui import apply_adapter, hook_adapter
+from ..sparse_core.hosts.comfyui import apply_adapter, hook_adapter, speak
 from .types import CATEGORY, dictionary_input
 
 
@@ -21,7 +22,8 @@ class ApplySparseDictionary(io.ComfyNode):
             display_name="Apply Sparse Dictionary",
             category=CATEGORY,
             description="Gives a model what a dictionary has learnt. Apply several in a row to combine them; LoRAs may come "
-            "before or after. The model's weights are not touched.",
+            "before or after. The model's weights are not touched. A CLIP, where one is connected, reads the taught word as it was "
+            "learnt.",
             search_aliases=["sparse atoms", "apply adapter", "lora loader"],
             inputs=[
                 io.Model.Input(
@@ -37,13 +39,23 @@ class ApplySparseDictionary(io.ComfyNode):
                     tooltip="How much of it the picture shows: 0 is the plain model, 1 as trained, above 1 exaggerates, "
                     "below 0 pushes the picture away from it.",
                 ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder that reads the prompt. Of a dictionary that was trained with Teach Word, prompts "
+                    "encoded with the CLIP that comes out mean the new thing by the word, and the picture follows them better. "
+                    "Masks can't reach this part.",
+                ),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[io.Model.Output(display_name="model"), io.Clip.Output(display_name="clip")],
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, dictionary: SparseAdapter, strength: float) -> io.NodeOutput:
-        return io.NodeOutput(apply_adapter(model, dictionary.at_strength(strength)))
+    def execute(
+        cls, model: ModelPatcher, dictionary: SparseAdapter, strength: float, clip: comfy.sd.CLIP | None = None
+    ) -> io.NodeOutput:
+        adapter = dictionary.at_strength(strength)
+        return io.NodeOutput(apply_adapter(model, adapter), None if clip is None else speak(clip, adapter.words))
 
 
 class SparseDictionaryHook(io.ComfyNode):

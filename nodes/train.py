@@ -14,7 +14,7 @@ from comfy_api.latest import io
 
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.files import save_dictionary
-from ..sparse_core.hosts.comfyui import ComfyHost, examples_of, one_entry, single_entries
+from ..sparse_core.hosts.comfyui import ComfyHost, examples_of, one_entry, pupil_of, single_entries
 from ..sparse_core.training import PRESETS, Preview, Progress, TrainingSettings, prior_examples, shared_out, train
 from ..sparse_core.training.metadata import file_metadata
 from . import folders
@@ -53,7 +53,8 @@ class TrainSparseDictionary(io.ComfyNode):
                 io.Conditioning.Input(
                     "captions",
                     tooltip="What the pictures show, through CLIP Text Encode: one for each picture, or one for all. Name the "
-                    "new thing by the same rare word each time; describe the rest, so that it is held less to the new thing.",
+                    "new thing by the same rare word each time; describe the rest, so that it is held less to the new thing. With "
+                    "Teach Word before CLIP Text Encode the word's meaning is learnt too, and the picture follows prompts better.",
                 ),
                 io.String.Input(
                     "name",
@@ -324,7 +325,9 @@ class TrainSparseDictionary(io.ComfyNode):
             autocast=autocast[0],
             seed=seed[0],
         )
-        host = ComfyHost(model[0])
+        pupil = pupil_of(captions)
+        word = pupil.learnt if pupil else None
+        host = ComfyHost(model[0], pupil)
         show = latent_preview.prepare_callback(model[0], settings.steps)
         losses: list[float] = []
         newest: list[torch.Tensor] = []
@@ -368,8 +371,8 @@ class TrainSparseDictionary(io.ComfyNode):
         picture = None
         if preview:
             picture = Preview(
-                host.stack_conditions([one_entry(preview[0], "preview")]),
-                host.stack_conditions([empty]),
+                one_entry(preview[0], "preview"),
+                empty,
                 shape,
                 keep_picture,
                 preview_every[0],
@@ -383,7 +386,8 @@ class TrainSparseDictionary(io.ComfyNode):
             examples,
             settings,
             on_step,
-            metadata=file_metadata(name[0]),
+            metadata=file_metadata(name[0], word),
+            word=word,
             held_out=examples_of(host, held_out or [], held_out_captions or [], what="held-out pictures"),
             preview=picture,
             autosave=state,

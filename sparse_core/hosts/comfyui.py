@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, takewhile
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -40,7 +41,8 @@ from ..lora import ImportedLora, load_lora
 from ..modules import from_original
 from ..plan import Crop, Heard, LayerRun, MaskPlacementError, Observer, Plan, Rows, Run, compile_plan
 from ..sampling import invert, sample
-from .base import Prediction
+from ..words import Words, occurrences, together
+from .base import OpenWord, Prediction
 from .checkpointing import checkpointed
 from .updating import check_modules, updating, weight_shapes
 
@@ -49,6 +51,9 @@ KEY = "sparse_atoms"
 
 HEARD = f"{KEY}_heard"
 """What a listening CLIP notes in its CONDITIONINGs, as a `Heard`."""
+
+PROMPT = f"{KEY}_prompt"
+"""Likewise of one that a word is learnt with, as a `Prompt`."""
 
 GUIDED = f"{KEY}_guided"
 """Under it the options of a step hold which of the guider's conditionings, by id, belong to a positive prompt."""
@@ -150,21 +155,40 @@ def token_names(clip: comfy.sd.CLIP, tokens: dict[str, list]) -> list[str]:
     """
     first = max(tokens.values(), key=lambda chunks: sum(map(len, chunks)))
     names = []
-    for chunk in tokens.get("g", first):
-        words = [clip.tokenizer.untokenize([pair])[0][1] if isinstance(pair[0], int) else "embedding" for pair in chunk]
-        names += [word.replace("</w>", "") for word in words]
+    for number in map(_number, chain.from_iterable(tokens.get("g", first))):
+        word = "embedding" if number is None else clip.tokenizer.untokenize([(number, 1.0)])[0][1]
+        names.append(word.replace("</w>", ""))
     padding = len(list(takewhile(lambda name: name == names[-1], reversed(names))))
     return names[: len(names) - padding + 1]
 
 
-class ListeningClip(comfy.sd.CLIP):
-    """A CLIP that notes in every CONDITIONING it makes which of some words the prompt names. Copies of it do so too."""
+def _number(pair: Sequence[Any]) -> int | None:
+    """Of a token; None for an embedding that stands in no word's place."""
+    token = pair[0]
+    if isinstance(token, dict):
+        return token.get("token")
+    return token if isinstance(token, int) else None
 
-    words: tuple[str, ...]
 
-    def clone(self, *args: Any, **kwargs: Any) -> ListeningClip:
+class WordClip(comfy.sd.CLIP):
+    """A CLIP that knows words. Copies of it do so too."""
+
+    listened: tuple[str, ...] = ()
+    """Words of which every CONDITIONING notes whether the prompt names them."""
+    taught: Words = MappingProxyType({})
+    """Words that it reads as they were taught."""
+    learnt: str = ""
+    """A word whose meaning a training may learn: every CONDITIONING notes its prompt."""
+
+    def clone(self, *args: Any, **kwargs: Any) -> WordClip:
         """See ComfyUI's."""
-        return _listening(super().clone(*args, **kwargs), self.words)
+        copy = with_words(super().clone(*args, **kwargs))
+        copy.listened, copy.taught, copy.learnt = self.listened, self.taught, self.learnt
+        return copy
+
+    def tokenize(self, *args: Any, **kwargs: Any) -> dict[str, list]:
+        """See ComfyUI's. In the place of each token of a taught word stands its embedding."""
+        return self.as_taught(super().tokenize(*args, **kwargs))
 
     def encode_from_tokens_scheduled(
         self,
@@ -175,23 +199,67 @@ class ListeningClip(comfy.sd.CLIP):
         **kw: Any,
     ) -> list:
         """See ComfyUI's."""
-        prompts = self._ids(tokens)
-        named = frozenset(word for word in self.words if self._names(prompts, word))
-        note = {HEARD: Heard(frozenset(self.words), named)}
-        return super().encode_from_tokens_scheduled(tokens, unprojected, {**(add_dict or {}), **note}, *args, **kw)
+        notes: dict[str, Any] = {}
+        if self.listened:
+            named = frozenset(word for word in self.listened if self.names(tokens, word))
+            notes[HEARD] = Heard(frozenset(self.listened), named)
+        if self.learnt:
+            notes[PROMPT] = Prompt(self, tokens)
+        return super().encode_from_tokens_scheduled(tokens, unprojected, {**(add_dict or {}), **notes}, *args, **kw)
 
-    def _names(self, prompts: dict[str, list[int]], word: str) -> bool:
-        """Whether any of the encoders reads a word, each in the prompt that it is given."""
-        sought = self._ids(self.tokenize(word))
-        return any(_holds(prompts[encoder], ids) for encoder, ids in sought.items() if ids and encoder in prompts)
+    def names(self, tokens: dict[str, list], word: str) -> bool:
+        """Whether any of the encoders reads a word in a prompt's tokens."""
+        prompts, sought = self._numbers(tokens), self._numbers(self.tokenize(word))
+        return any(ids and occurrences(prompts.get(encoder, ()), ids) for encoder, ids in sought.items())
 
-    def _ids(self, tokens: dict[str, list]) -> dict[str, list[int]]:
-        """Numbers of a prompt's tokens by text encoder, without start, end and padding."""
+    def knows(self, word: str) -> bool:
+        """Whether it is anything to the tokenizer."""
+        return any(self._numbers(self.tokenize(word)).values())
+
+    def as_taught(self, tokens: dict[str, list]) -> dict[str, list]:
+        """The tokens with embeddings in the place of taught words, through which gradients go."""
+        for word, shifts in self.taught.items():
+            for encoder, sought in self._numbers(super().tokenize(word)).items():
+                shift = shifts.get(self.embeddings(encoder).shape[1])
+                if sought and encoder in tokens and shift is not None:
+                    tokens = {**tokens, encoder: [self._shifted(encoder, c, sought, shift) for c in tokens[encoder]]}
+        return tokens
+
+    def embeddings(self, encoder: str) -> Tensor:
+        """(words, width) of one of the text encoders.
+
+        :raises ValueError: it is none of Stable Diffusion's.
+        """
+        model = getattr(self.cond_stage_model, f"clip_{encoder}", None)
+        if model is None:
+            raise ValueError(
+                f"Words can be taught to the text encoders of SD1.x, SD2.x and SDXL; this CLIP has a {encoder}. Connect the CLIP "
+                "of such a checkpoint."
+            )
+        return model.transformer.get_input_embeddings().weight
+
+    def readers(self, word: str) -> dict[int, int]:
+        """How many tokens each text encoder reads a word as, by the width of its embeddings."""
+        return {self.embeddings(e).shape[1]: len(ids) for e, ids in self._numbers(super().tokenize(word)).items()}
+
+    def _shifted(self, encoder: str, chunk: list, word: list[int], shift: Tensor) -> list:
+        pairs, numbers = list(chunk), [_number(pair) for pair in chunk]
+        for start in occurrences(numbers, word):
+            for place, number, moved in zip(range(start, start + len(word)), word, shift, strict=True):
+                known = (
+                    pairs[place][0]["data"] if isinstance(pairs[place][0], dict) else self.embeddings(encoder)[number]
+                )
+                row = known.float() + moved.to(known.device)
+                pairs[place] = ({"type": "embedding", "data": row, "token": number}, *pairs[place][1:])
+        return pairs
+
+    def _numbers(self, tokens: dict[str, list]) -> dict[str, list[int]]:
+        """Of a prompt's tokens by text encoder, without start, end and padding."""
 
         def numbers(chunks: list) -> list[int]:
-            return [pair[0] for chunk in chunks for pair in chunk if isinstance(pair[0], int)]
+            return [number for pair in chain.from_iterable(chunks) if (number := _number(pair)) is not None]
 
-        silent = {encoder: set(numbers(chunks)) for encoder, chunks in self.tokenize("").items()}
+        silent = {encoder: set(numbers(chunks)) for encoder, chunks in super().tokenize("").items()}
         return {
             encoder: [number for number in numbers(tokens[encoder]) if number not in padding]
             for encoder, padding in silent.items()
@@ -199,29 +267,101 @@ class ListeningClip(comfy.sd.CLIP):
         }
 
 
-def listen(clip: comfy.sd.CLIP, words: Sequence[str]) -> ListeningClip:
+class LearningClip(WordClip):
+    """A CLIP during a training. It was loaded together with the model, which loading it in each step could push out."""
+
+    def load_model(self, tokens: Any = None) -> ModelPatcher:
+        """See ComfyUI's."""
+        return self.patcher
+
+
+class Prompt:
+    """What a CONDITIONING was made of: it can be read anew."""
+
+    def __init__(self, clip: WordClip, tokens: dict[str, list]) -> None:
+        self.clip, self.tokens = clip, tokens
+
+    def __reduce__(self) -> tuple:
+        """Nodes that write CONDITIONINGs into files leave it behind: a text encoder does not belong there."""
+        return type(None), ()
+
+
+def with_words(clip: comfy.sd.CLIP) -> WordClip:
+    """The same CLIP as one that knows words."""
+    knowing = WordClip(no_init=True)
+    vars(knowing).update(vars(clip))
+    return knowing
+
+
+def _clone(clip: comfy.sd.CLIP) -> WordClip:
+    return clip.clone() if isinstance(clip, WordClip) else with_words(clip.clone())
+
+
+def listen(clip: comfy.sd.CLIP, words: Sequence[str]) -> WordClip:
     """A clone of the CLIP that listens for some words too, beside those it knows already.
 
     :raises ValueError: a word is nothing to the CLIP's tokenizer.
     """
-    known = clip.words if isinstance(clip, ListeningClip) else ()
-    listener = _listening(clip.clone(), (*known, *words))
+    listener = _clone(clip)
+    listener.listened = (*listener.listened, *words)
     for word in words:
-        if not any(listener._ids(listener.tokenize(word)).values()):
+        if not listener.knows(word):
             raise ValueError(f"{word!r} is no word to this CLIP. Listen for one that stands in the captions.")
     return listener
 
 
-def _listening(clip: comfy.sd.CLIP, words: tuple[str, ...]) -> ListeningClip:
-    listener = ListeningClip(no_init=True)
-    vars(listener).update(vars(clip))
-    listener.words = words
-    return listener
+def speak(clip: comfy.sd.CLIP, words: Words) -> comfy.sd.CLIP:
+    """A clone of the CLIP that reads some words as they were taught, beside those it knows already.
+
+    :raises ValueError: a word was learnt with other text encoders.
+    """
+    if not words:
+        return clip
+    speaker = _clone(clip)
+    for word, shifts in words.items():
+        found, learnt = speaker.readers(word), {width: len(shift) for width, shift in shifts.items()}
+        if found != learnt:
+            raise ValueError(
+                f"The word {word!r} was learnt by text encoders with {_widths(learnt)}; this CLIP has {_widths(found)}. Connect "
+                "the CLIP of the checkpoint it was trained on, or of one of the same family."
+            )
+    speaker.taught = together([speaker.taught, words])
+    return speaker
 
 
-def _holds(prompt: list[int], word: list[int]) -> bool:
-    """Whether a word's tokens stand in a prompt, one after the other."""
-    return any(prompt[start : start + len(word)] == word for start in range(len(prompt) - len(word) + 1))
+def _widths(readers: dict[int, int]) -> str:
+    return " and ".join(f"{count} tokens of width {width}" for width, count in sorted(readers.items())) or "none"
+
+
+def teach(clip: comfy.sd.CLIP, word: str) -> WordClip:
+    """A clone of the CLIP whose CONDITIONINGs a training can learn the meaning of a word from.
+
+    :raises ValueError: the word is nothing to the CLIP's tokenizer.
+    """
+    pupil = _clone(clip)
+    pupil.learnt = word.strip()
+    if not pupil.learnt or not pupil.knows(pupil.learnt):
+        raise ValueError(f"{word!r} is no word to this CLIP. Give the one that the captions call the new thing by.")
+    return pupil
+
+
+def pupil_of(captions: Sequence[list]) -> WordClip | None:
+    """The CLIP of captions from which a word's meaning is to be learnt, if they are such.
+
+    :raises ValueError: they are to teach several words, or none of them names the word.
+    """
+    prompts = [options[PROMPT] for caption in captions for _, options in caption if options.get(PROMPT) is not None]
+    words = list(dict.fromkeys(prompt.clip.learnt for prompt in prompts))
+    if len(words) > 1:
+        raise ValueError(
+            f"The captions are to teach {', '.join(map(repr, words))}; expected one word. Use one Teach Word."
+        )
+    if words and not any(prompt.clip.names(prompt.tokens, prompt.clip.learnt) for prompt in prompts):
+        raise ValueError(
+            f"The word to teach is {words[0]!r}, but it stands in none of the captions. Write it into them, or give Teach Word the "
+            "one that they call the new thing by."
+        )
+    return prompts[0].clip if prompts else None
 
 
 class AdapterHook(TransformerOptionsHook):
@@ -612,11 +752,14 @@ class ComfyHost:
 
     interruptions = (comfy.model_management.InterruptProcessingException,)
 
-    def __init__(self, model: ModelPatcher) -> None:
+    def __init__(self, model: ModelPatcher, pupil: WordClip | None = None) -> None:
         """
+        :param pupil: the CLIP to learn a word with, from `pupil_of`.
         :raises ValueError: the model has no UNet of the Stable Diffusion kind.
         """
         self.model = model.clone()
+        self.pupil = pupil
+        self._learning: WordClip | None = None
         self.layers = tuple(list_layers(model.model.diffusion_model).values())
         self.device = model.load_device
         self.dtype = _dtype(model)
@@ -683,7 +826,7 @@ class ComfyHost:
         :raises ValueError: a conditioning carries what can't be honoured here, or texts for several pictures, or only some
             have a pooled text.
         """
-        entries = [entry for conditioning in conditions for entry in conditioning]
+        entries = [self._read(entry) for conditioning in conditions for entry in conditioning]
         for text, options in entries:
             found = [name for name in UNHEEDED if name in options]
             found += [name for name, whole in WHOLE_RANGE.items() if options.get(name, whole) != whole]
@@ -711,6 +854,16 @@ class ComfyHost:
         )
         return Condition(texts, options, tuple(heard_in(text, o) for text, o in entries))
 
+    def _read(self, entry: list) -> list:
+        """A conditioning as it is; anew, where its word is being learnt."""
+        prompt = entry[1].get(PROMPT)
+        if self._learning is None or prompt is None or not self._learning.names(prompt.tokens, self._learning.learnt):
+            return entry
+        # ComfyUI's text encoders write into what the backward pass needs, so that keeps copies.
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t if t.is_leaf else t.clone(), lambda t: t):
+            text, said = self._learning.encode_from_tokens_scheduled(self._learning.as_taught(prompt.tokens))[0]
+        return [text, {**entry[1], **said}]
+
     @contextmanager
     def patched(self, stack: Stack, observer: Observer | None = None) -> Iterator[None]:
         """See `Host.patched`. The plan is compiled anew at each entry, so gradients reach the atoms of ``stack``."""
@@ -723,27 +876,61 @@ class ComfyHost:
             self.model = unpatched
 
     @contextmanager
+    def learning(self, word: str) -> Iterator[OpenWord]:
+        """See `Host.learning`; of the prompts of the host's pupil.
+
+        :raises ValueError: see `resting`.
+        """
+        with torch.inference_mode(False):
+            reading = self.pupil.readers(word)
+            shifts = {
+                width: torch.zeros(count, width, device=self.device, requires_grad=True)
+                for width, count in reading.items()
+            }
+            tables = [self.pupil.embeddings(encoder).float() for encoder in self.pupil.tokenize("")]
+            spread = {table.shape[1]: float(table.square().mean().sqrt()) for table in tables}
+            patcher = resting(self.pupil.patcher)
+            reader = LearningClip(no_init=True)
+            taught = together([self.pupil.taught, {word: shifts}])
+            vars(reader).update(
+                {**vars(self.pupil), "patcher": patcher, "cond_stage_model": patcher.model, "taught": taught}
+            )
+        self._learning = reader
+        try:
+            yield OpenWord(shifts, spread)
+        finally:
+            self._learning = None
+
+    @contextmanager
     def trainable(self, checkpointing: bool = False) -> Iterator[None]:
         """See `Host.trainable`.
-
-        Nodes run in inference mode, and weights loaded there are refused by autograd for ever after; each is replaced by
-        a copy of itself, one at a time, so the peak is one tensor.
 
         :raises ValueError: see `resting`.
         """
         with torch.inference_mode(False), torch.enable_grad():
             self.model = resting(self.model)
-            comfy.model_management.load_models_gpu([self.model], force_full_load=True)
-            for module in self.model.model.modules():
-                for name, parameter in list(module.named_parameters(recurse=False)):
-                    if parameter.is_inference():
-                        setattr(module, name, torch.nn.Parameter(parameter.data.clone(), requires_grad=False))
-                for name, buffer in list(module.named_buffers(recurse=False)):
-                    if buffer.is_inference():
-                        setattr(module, name, buffer.clone())
-            self.model.model.requires_grad_(False)
+            loaded = [self.model] if self._learning is None else [self.model, self._learning.patcher]
+            comfy.model_management.load_models_gpu(loaded, force_full_load=True)
+            for patcher in loaded:
+                open_to_gradients(patcher.model)
             with checkpointed(self.model.model.diffusion_model, checkpointing):
                 yield
+
+
+def open_to_gradients(model: torch.nn.Module) -> None:
+    """Makes gradients pass through a model that learns nothing itself.
+
+    Nodes run in inference mode, and weights loaded there are refused by autograd for ever after; each is replaced by a copy of
+    itself, one at a time, so the peak is one tensor.
+    """
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_inference():
+                setattr(module, name, torch.nn.Parameter(parameter.data.clone(), requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_inference():
+                setattr(module, name, buffer.clone())
+    model.requires_grad_(False)
 
 
 def resting(model: ModelPatcher) -> ModelPatcher:

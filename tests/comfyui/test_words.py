@@ -1,0 +1,253 @@
+"""Taught words: read wherever they stand, learnt along with the atoms, and nothing else of a prompt changes."""
+
+from __future__ import annotations
+
+from copy import copy
+from functools import cache
+
+import comfy.sd
+import prompts
+import pytest
+import torch
+from client import Graph, Node
+from conftest import Server
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+from world import assert_close, demo_model, pack
+
+from sparse_core.demo.model import bundled_path, load_pipeline
+from sparse_core.files import load_dictionary
+from sparse_core.hosts.base import Host
+from sparse_core.hosts.comfyui import HEARD, PROMPT, ComfyHost, listen, pupil_of, speak, teach, token_names
+from sparse_core.hosts.diffusers import DiffusersHost
+from sparse_core.words import Words
+
+WIDTH = 128
+NAMING = ["a big zib in the snow", "Zib", "a (zib:1.3) at night", "a zib beside a zib"]
+OTHERS = ["a big cat in the snow", "", "zibs at the beach"]
+
+
+@cache
+def clip() -> comfy.sd.CLIP:
+    return pack().nodes.demo.load_clip(bundled_path())
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionPipeline:
+    return load_pipeline()
+
+
+def shift(tokens: int = 1, seed: int = 0) -> dict[int, Tensor]:
+    return {WIDTH: 0.2 * torch.randn(tokens, WIDTH, generator=torch.Generator().manual_seed(seed))}
+
+
+def said(clip: comfy.sd.CLIP, prompt: str) -> list:
+    """The CONDITIONING of a prompt."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+
+
+def read(clip: comfy.sd.CLIP, prompt: str) -> Tensor:
+    return said(clip, prompt)[0][0]
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("prompt", NAMING)
+def test_a_taught_word_is_read_otherwise_and_so_in_copies(prompt: str) -> None:
+    speaker = speak(clip(), {"zib": shift()})
+    assert not torch.allclose(read(speaker, prompt), read(clip(), prompt), atol=1e-2)
+    assert torch.equal(read(speaker.clone(), prompt), read(speaker, prompt))
+
+
+@pytest.mark.parametrize("prompt", OTHERS)
+def test_prompts_without_the_word_are_read_to_the_bit_as_before(prompt: str) -> None:
+    speaker = speak(clip(), {"zib": shift(), "red boat": shift(2)})
+    assert torch.equal(read(speaker, prompt), read(clip(), prompt))
+
+
+@pytest.mark.parametrize(("word", "prompt"), [("zib", NAMING[0]), ("red boat", "a red boat and a boat, red")])
+def test_both_hosts_read_a_taught_word_alike(pipeline: StableDiffusionPipeline, word: str, prompt: str) -> None:
+    words = {word: shift(len(word.split()))}
+    host = DiffusersHost(pipeline)
+    with host.speaking(words):
+        expected = host.encode_prompt(prompt).text
+    assert_close(read(speak(clip(), words), prompt)[:, : expected.shape[1]], expected)
+
+
+def test_words_of_several_dictionaries_are_read_together_and_shifts_of_one_word_add_up() -> None:
+    one, other = {"zib": shift(seed=1)}, {"moko": shift(seed=2)}
+    both = speak(speak(clip(), one), other)
+    assert torch.equal(read(both, "a zib"), read(speak(clip(), one), "a zib"))
+    assert torch.equal(read(both, "a moko"), read(speak(clip(), other), "a moko"))
+    twice = speak(speak(clip(), one), one)
+    assert_close(read(twice, "a zib"), read(speak(clip(), {"zib": {WIDTH: 2 * one["zib"][WIDTH]}}), "a zib"))
+
+
+def test_one_word_within_another_is_read_with_both() -> None:
+    both = speak(speak(clip(), {"red boat": shift(2)}), {"boat": shift(seed=3)})
+    tokens = both.tokenize("a red boat")["l"][0]
+    rows = [pair[0]["data"] for pair in tokens if isinstance(pair[0], dict)]
+    boat = clip().tokenize("boat")["l"][0][1][0]
+    expected = both.embeddings("l")[boat] + shift(2)[WIDTH][1] + shift(seed=3)[WIDTH][0]
+    assert_close(rows[1], expected)
+
+
+def test_no_taught_word_leaves_the_clip_as_it_is() -> None:
+    assert speak(clip(), {}) is clip()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"zib": {768: torch.zeros(1, 768)}}, "1 tokens of width 768; this CLIP has 1 tokens of width 128"),
+        ({"zib": shift(2)}, "2 tokens of width 128; this CLIP has 1 tokens of width 128"),
+    ],
+)
+def test_a_word_of_other_text_encoders_is_refused(words: Words, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        speak(clip(), words)
+
+
+def test_text_encoders_of_other_kinds_are_refused_in_words() -> None:
+    other = copy(clip())
+    other.cond_stage_model = torch.nn.Module()
+    with pytest.raises(ValueError, match=r"SD1.x, SD2.x and SDXL; this CLIP has a l"):
+        speak(other, {"zib": shift()})
+
+
+def test_a_trigger_hears_a_taught_word_whichever_comes_first() -> None:
+    taught = {"zib": shift()}
+    for both in (listen(speak(clip(), taught), ("zib",)), speak(listen(clip(), ("zib",)), taught)):
+        assert [said(both, prompt)[0][1][HEARD].named for prompt in ("a zib", "a cat")] == [{"zib"}, set()]
+        assert torch.equal(read(both, "a zib"), read(speak(clip(), taught), "a zib"))
+
+
+def test_a_taught_word_goes_on_to_be_called_by_its_name() -> None:
+    speaker = speak(clip(), {"zib": shift()})
+    assert token_names(speaker, speaker.tokenize("a zib")) == token_names(clip(), clip().tokenize("a zib"))
+
+
+# ------------------------------------------------------------------------------------------------------------ learning
+
+
+def test_a_pupil_reads_as_before_and_leaves_no_text_encoder_in_files(tmp_path) -> None:
+    caption = said(teach(clip(), "zib"), "a zib")
+    assert torch.equal(caption[0][0], read(clip(), "a zib")) and pupil_of([caption]).learnt == "zib"
+    torch.save(caption, tmp_path / "caption.pt")  # as core's dataset nodes do
+    assert torch.load(tmp_path / "caption.pt", weights_only=False)[0][1][PROMPT] is None
+    assert (tmp_path / "caption.pt").stat().st_size < 100_000
+
+
+def test_captions_of_no_pupil_teach_no_word() -> None:
+    assert pupil_of([said(clip(), "a zib")]) is None
+
+
+def test_captions_that_dont_agree_on_a_word_or_dont_name_it_are_refused() -> None:
+    with pytest.raises(ValueError, match="'zib', 'moko'; expected one word"):
+        pupil_of([said(teach(clip(), word), f"a {word}") for word in ("zib", "moko")])
+    with pytest.raises(ValueError, match="'zib', but it stands in none of the captions"):
+        pupil_of([said(teach(clip(), "zib"), "a cat")])
+    with pytest.raises(ValueError, match="is no word to this CLIP"):
+        teach(clip(), " ")
+
+
+def gradient(host: Host, conditions: list, text: str) -> Tensor:
+    """Of a number made of what the prompts are read as, with respect to the word. The nodes call in inference mode."""
+    with torch.inference_mode(isinstance(host, ComfyHost)), host.learning("zib") as word, host.trainable():
+        read = getattr(host.stack_conditions(conditions), text)[:, :16]
+        (read * torch.randn(read.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    return word.shifts[WIDTH].grad
+
+
+def test_both_hosts_learn_a_word_alike(pipeline: StableDiffusionPipeline) -> None:
+    captions, there = ("a zib in the snow", "a cat", "a big zib at night"), DiffusersHost(pipeline)
+    expected = gradient(there, [there.encode_prompt(caption) for caption in captions], "text")
+    with torch.inference_mode():
+        pupil = teach(pack().nodes.demo.load_clip(bundled_path()), "zib")
+        here = [said(pupil, caption) for caption in captions]
+    found = gradient(ComfyHost(demo_model(), pupil), here, "cross_attention")
+    assert expected.abs().max() > 0
+    assert_close(found, expected)
+
+
+def test_after_learning_prompts_are_read_as_before() -> None:
+    pupil = teach(clip(), "zib")
+    host, caption = ComfyHost(demo_model(), pupil), said(pupil, "a zib")
+    with host.learning("zib") as word:
+        with torch.no_grad():
+            word.shifts[WIDTH] += 1
+        assert not torch.equal(host.stack_conditions([caption]).cross_attention, caption[0][0])
+    assert torch.equal(host.stack_conditions([caption]).cross_attention, caption[0][0])
+    assert torch.equal(read(pupil, "a zib"), caption[0][0])
+
+
+# ----------------------------------------------------------------------------------------------------------- real runs
+
+
+def taught(graph: Graph, demo: Node, **settings: object) -> Node:
+    """A training whose captions come from Teach Word."""
+    pupil = graph.add("SparseAtoms_TeachWord", clip=demo[1], word="zib")
+    captions = graph.add("CLIPTextEncode", text="a zib in the snow", clip=pupil[0])
+    return prompts.training(graph, demo, captions=captions[0], seed=21, **settings)
+
+
+def test_a_trained_word_comes_with_the_file_and_changes_the_picture_where_a_clip_is_applied(server: Server) -> None:
+    graph = Graph()
+    demo = prompts.demo(graph)
+    trained = taught(graph, demo, steps=6)
+    graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix="word")
+    kept = []
+    for strength in (1.0, 0.0):
+        applied = graph.add("SparseAtoms_Apply", model=demo[0], dictionary=trained[0], strength=strength, clip=demo[1])
+        for reader in (applied[1], demo[1]):
+            positive = graph.add("CLIPTextEncode", text="a zib on the left", clip=reader)
+            kept.append(prompts.keep(graph, prompts.sample(graph, applied[0], demo, positive=positive[0])))
+    positive = graph.add("CLIPTextEncode", text="a zib on the left", clip=demo[1])
+    kept.append(prompts.keep(graph, prompts.sample(graph, demo[0], demo, positive=positive[0])))
+    result = server.client.run(graph)
+    assert not result.error
+    full, atoms_alone, off, off_too, plain = (server.client.latents(result, node) for node in kept)
+    assert not torch.equal(full, atoms_alone) and not torch.equal(atoms_alone, plain)
+    assert torch.equal(off, plain) and torch.equal(off_too, plain)
+    (path,) = server.dictionaries.glob("word_*.safetensors")
+    dictionary = load_dictionary(path)
+    assert list(dictionary.words) == ["zib"] and dictionary.words["zib"][WIDTH].any()
+    assert dictionary.metadata["modelspec.trigger_phrase"] == "zib"
+
+
+def test_a_training_with_a_word_that_was_cancelled_goes_on_as_if_it_had_not_been(server: Server) -> None:
+    """Its preview reads the word as it is by then, and changes nothing that is learnt."""
+
+    def graph_of(name: str, **settings: object) -> Graph:
+        graph = Graph()
+        demo = prompts.demo(graph)
+        pupil = graph.add("SparseAtoms_TeachWord", clip=demo[1], word="zib")
+        preview = graph.add("CLIPTextEncode", text="a zib at night", clip=pupil[0])
+        empty = graph.add("CLIPTextEncode", text="", clip=demo[1])
+        trained = taught(
+            graph, demo, steps=25, name=name, preview=preview[0], preview_every=10, negative=empty[0], **settings
+        )
+        graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix=name)
+        return graph
+
+    assert not server.client.run(graph_of("word whole")).error
+    halves = graph_of("word halves", resume=True)
+    assert not server.client.run(halves, cancel_at=12).error
+    assert not server.client.run(halves).error
+    whole, cut, gone_on = (
+        load_dictionary(server.dictionaries / f"word {name}_.safetensors")
+        for name in ("whole_00001", "halves_00001", "halves_00002")
+    )
+    assert cut.metadata["training"]["steps_done"] < 25
+    assert torch.equal(whole.words["zib"][WIDTH], gone_on.words["zib"][WIDTH])
+    assert not torch.equal(whole.words["zib"][WIDTH], cut.words["zib"][WIDTH])
+
+
+def test_captions_without_the_word_are_refused_in_a_run(server: Server) -> None:
+    graph = Graph()
+    demo = prompts.demo(graph)
+    pupil = graph.add("SparseAtoms_TeachWord", clip=demo[1], word="moko")
+    captions = graph.add("CLIPTextEncode", text="a zib in the snow", clip=pupil[0])
+    graph.add("SparseAtoms_Info", dictionary=prompts.training(graph, demo, captions=captions[0])[0], top=1)
+    assert "'moko', but it stands in none of the captions" in server.client.run(graph).error
