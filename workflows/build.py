@@ -41,19 +41,21 @@ def first_picture(w: Workflow) -> Node:
 
 @workflow(
     "02 Train your own",
-    "Six pictures of a penguin become a dictionary in a minute or two, and it is saved where **Load** finds it. Cancel at any "
-    "time: what was learnt so far is kept and used. To teach your own, open the variant *(own checkpoint)*, which takes longer: "
-    "it has the preset **character** and *prior* connected.",
+    "Six pictures of a penguin become a dictionary in a minute or two, and it is saved where **Load** finds it. **Teach Word** "
+    "lets it learn what the word means too; prompts read it so through Apply's CLIP. Cancel at any time: what was learnt so far "
+    "is kept and used. To teach your own, open the variant *(own checkpoint)*, which takes longer: it has the preset "
+    "**character** and *prior* connected.",
 )
 def train_your_own(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")
     lesson = w("SparseAtoms_DemoPictures", lesson="penguin")
     latents = w("VAEEncode", pixels=lesson[0], vae=demo[2])
-    captions = w("CLIPTextEncode", text=lesson[1], clip=demo[1], title="Captions")
+    word = w("SparseAtoms_TeachWord", clip=demo[1], word="penguin")
+    captions = w("CLIPTextEncode", text=lesson[1], clip=word[0], title="Captions")
     learnt = w("SparseAtoms_Train", model=demo[0], latents=latents[0], captions=captions[0], name="penguin")
     kept = w("SparseAtoms_Save", dictionary=learnt[0], filename_prefix="penguin")
-    model = w("SparseAtoms_Apply", model=demo[0], dictionary=kept[0])
-    return saved(w, sampled(w, model[0], demo, "a big penguin on the right in the desert")[0])
+    model = w("SparseAtoms_Apply", model=demo[0], dictionary=kept[0], clip=demo[1])
+    return saved(w, sampled(w, model[0], demo, "a big penguin on the right in the desert", clip=model[1])[0])
 
 
 @workflow(

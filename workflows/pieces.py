@@ -24,10 +24,19 @@ def workflow(name: str, note: str) -> Callable[[Callable[[Workflow], Node]], Cal
     return register
 
 
-def sampled(w: Workflow, model: Slot, demo: Node, prompt: str, seed: int = 1, batch: int = 4, **options: Any) -> Node:
+def sampled(
+    w: Workflow,
+    model: Slot,
+    demo: Node,
+    prompt: str,
+    seed: int = 1,
+    batch: int = 4,
+    clip: Slot | None = None,
+    **options: Any,
+) -> Node:
     """Prompt to decoded pictures, the stock way."""
-    positive = w("CLIPTextEncode", clip=demo[1], text=prompt, title="Prompt")
-    negative = w("CLIPTextEncode", clip=demo[1], text="", title="Negative prompt")
+    positive = w("CLIPTextEncode", clip=clip or demo[1], text=prompt, title="Prompt")
+    negative = w("CLIPTextEncode", clip=clip or demo[1], text="", title="Negative prompt")
     if "latent_image" not in options:
         options["latent_image"] = w("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=batch)[0]
     settings = {"seed": seed, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
