@@ -248,6 +248,18 @@ class TrainSparseDictionary(io.ComfyNode):
                     optional=True,
                     advanced=True,
                 ),
+                io.Float.Input(
+                    "word_rate",
+                    default=DEFAULTS.word_rate,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How fast the word of Teach Word takes on its new meaning, in the scale of the model's words. Higher "
+                    "leaves more to the word and less to the atoms; 0 leaves it as it is. Counts where captions come from Teach "
+                    "Word.",
+                    optional=True,
+                    advanced=True,
+                ),
                 io.Int.Input(
                     "seed",
                     default=DEFAULTS.seed,
@@ -303,6 +315,7 @@ class TrainSparseDictionary(io.ComfyNode):
         checkpointing: Sequence[bool] = (DEFAULTS.checkpointing,),
         autocast: Sequence[bool] = (DEFAULTS.autocast,),
         resume: Sequence[bool] = (False,),
+        word_rate: Sequence[float] = (DEFAULTS.word_rate,),
     ) -> io.NodeOutput:
         custom = dict(
             steps=steps[0],
@@ -324,6 +337,7 @@ class TrainSparseDictionary(io.ComfyNode):
             checkpointing=checkpointing[0],
             autocast=autocast[0],
             seed=seed[0],
+            word_rate=word_rate[0],
         )
         pupil = pupil_of(captions)
         word = pupil.learnt if pupil else None

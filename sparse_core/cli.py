@@ -292,15 +292,8 @@ def train_among(processes: Processes, options: argparse.Namespace) -> int:
     side = native_side(pipeline)
     quiet = not processes.leads
     pictures = read_pictures(options.images, options.word, side, quiet)
-    if (
-        options.word
-        and settings.word_rate
-        and not any(host.names(picture.caption, options.word) for picture in pictures)
-    ):
-        raise ValueError(
-            f"--word is {options.word!r}, but it stands in none of the captions, such as {pictures[0].caption!r}. Write it into "
-            "them, or give --word-rate 0: then it is the file's trigger alone."
-        )
+    if options.word and settings.word_rate:
+        host.check_named(options.word, [picture.caption for picture in pictures])
     examples = read_examples(host, pictures, quiet)
     to_keep = read_prior(host, options, examples, quiet)
     held_out = []

@@ -115,7 +115,11 @@ def prompts_with(word: str) -> list[str]:
 
 
 def teach(host: DiffusersHost, taught: Sequence[CaptionedPicture], word: str) -> tuple[SparseDictionary, float]:
-    """The dictionary, and the seconds it took."""
+    """The dictionary, and the seconds it took.
+
+    :raises ValueError: no caption names the word.
+    """
+    host.check_named(word, [picture.caption for picture in taught])
     examples = list(encode_pictures(host, taught))
     start = time.monotonic()
     with tqdm(total=SETTINGS.steps, desc=f"learning {word!r}", unit="step") as bar:
@@ -129,7 +133,7 @@ def teach(host: DiffusersHost, taught: Sequence[CaptionedPicture], word: str) ->
         metadata = file_metadata(
             f"{word} (demo)", word, [picture.caption for picture in taught], thumbnail=taught[0].picture
         )
-        dictionary = train(host, examples, SETTINGS, on_step, metadata)
+        dictionary = train(host, examples, SETTINGS, on_step, metadata, word=word)
     return dictionary, time.monotonic() - start
 
 

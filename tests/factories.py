@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -129,6 +130,49 @@ def tiny_host(kind: str = "sd", prediction: str = "epsilon", *, guided: bool = F
 
     scheduler = DDIMScheduler(prediction_type=prediction, rescale_betas_zero_snr=prediction == "v_prediction")
     return DiffusersHost(SimpleNamespace(unet=tiny_unet(kind), scheduler=scheduler, do_classifier_free_guidance=guided))
+
+
+def reading_host(kind: str, words: Path) -> DiffusersHost:
+    """The tiny UNet in a pipeline that reads prompts, with random text encoders: SDXL's two are of different widths.
+
+    :param words: an empty folder, for the tokenizer's files.
+    """
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from sparse_core.demo.text import load_tokenizer, write_tokenizer
+    from sparse_core.hosts.diffusers import DiffusersHost
+
+    write_tokenizer(words)
+    tokenizer, unet = load_tokenizer(words), tiny_unet(kind)
+
+    def encoder(of: type, width: int) -> CLIPTextModel:
+        ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        sizes = {"hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        length = tokenizer.model_max_length
+        return of(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer), **sizes, projection_dim=10, max_position_embeddings=length, **ends
+            )
+        )
+
+    coder = {"block_out_channels": (4,) * 4, "norm_num_groups": 2, "latent_channels": CHANNELS, "layers_per_block": 1}
+    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    parts = {
+        "vae": AutoencoderKL(down_block_types=down, up_block_types=up, **coder),
+        "unet": unet,
+        "tokenizer": tokenizer,
+        "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),
+    }
+    if kind == "sd":
+        parts |= {"text_encoder": encoder(CLIPTextModel, TEXT["sd"]), "safety_checker": None, "feature_extractor": None}
+        pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    else:
+        first, second = encoder(CLIPTextModel, 12), encoder(CLIPTextModelWithProjection, TEXT["sdxl"] - 12)
+        parts |= {"text_encoder": first, "text_encoder_2": second, "tokenizer_2": tokenizer}
+        pipeline = StableDiffusionXLPipeline(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return DiffusersHost(pipeline)
 
 
 def random_condition(rows: int, kind: str = "sd", seed: int = 0) -> Condition:

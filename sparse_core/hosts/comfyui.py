@@ -203,9 +203,10 @@ class WordClip(comfy.sd.CLIP):
         if self.listened:
             named = frozenset(word for word in self.listened if self.names(tokens, word))
             notes[HEARD] = Heard(frozenset(self.listened), named)
+        said = super().encode_from_tokens_scheduled(tokens, unprojected, {**(add_dict or {}), **notes}, *args, **kw)
         if self.learnt:
-            notes[PROMPT] = Prompt(self, tokens)
-        return super().encode_from_tokens_scheduled(tokens, unprojected, {**(add_dict or {}), **notes}, *args, **kw)
+            said = [[text, {**options, PROMPT: Prompt(self, tokens, text)}] for text, options in said]
+        return said
 
     def names(self, tokens: dict[str, list], word: str) -> bool:
         """Whether any of the encoders reads a word in a prompt's tokens."""
@@ -233,8 +234,8 @@ class WordClip(comfy.sd.CLIP):
         model = getattr(self.cond_stage_model, f"clip_{encoder}", None)
         if model is None:
             raise ValueError(
-                f"Words can be taught to the text encoders of SD1.x, SD2.x and SDXL; this CLIP has a {encoder}. Connect the CLIP "
-                "of such a checkpoint."
+                f"Words can be taught to the text encoders of SD1.x, SD2.x and SDXL; this CLIP has another, {encoder}. Connect "
+                "the CLIP of such a checkpoint."
             )
         return model.transformer.get_input_embeddings().weight
 
@@ -278,8 +279,16 @@ class LearningClip(WordClip):
 class Prompt:
     """What a CONDITIONING was made of: it can be read anew."""
 
-    def __init__(self, clip: WordClip, tokens: dict[str, list]) -> None:
-        self.clip, self.tokens = clip, tokens
+    def __init__(self, clip: WordClip, tokens: dict[str, list], text: Tensor) -> None:
+        """
+        :param text: what the prompt was read as. Nodes such as Conditioning (Concat) put another in its place and keep the notes.
+        """
+        self.clip, self.tokens, self.text = clip, tokens, text
+
+    @property
+    def names_the_word(self) -> bool:
+        """Whether it holds the word that is to be learnt."""
+        return self.clip.names(self.tokens, self.clip.learnt)
 
     def __reduce__(self) -> tuple:
         """Nodes that write CONDITIONINGs into files leave it behind: a text encoder does not belong there."""
@@ -348,20 +357,26 @@ def teach(clip: comfy.sd.CLIP, word: str) -> WordClip:
 def pupil_of(captions: Sequence[list]) -> WordClip | None:
     """The CLIP of captions from which a word's meaning is to be learnt, if they are such.
 
-    :raises ValueError: they are to teach several words, or none of them names the word.
+    :raises ValueError: they are to teach several words, none of them names the word, or one that does was changed since.
     """
-    prompts = [options[PROMPT] for caption in captions for _, options in caption if options.get(PROMPT) is not None]
-    words = list(dict.fromkeys(prompt.clip.learnt for prompt in prompts))
+    noted = [(text, options[PROMPT]) for caption in captions for text, options in caption if options.get(PROMPT)]
+    words = list(dict.fromkeys(prompt.clip.learnt for _, prompt in noted))
     if len(words) > 1:
         raise ValueError(
             f"The captions are to teach {', '.join(map(repr, words))}; expected one word. Use one Teach Word."
         )
-    if words and not any(prompt.clip.names(prompt.tokens, prompt.clip.learnt) for prompt in prompts):
+    naming = [(text, prompt) for text, prompt in noted if prompt.names_the_word]
+    if words and not naming:
         raise ValueError(
             f"The word to teach is {words[0]!r}, but it stands in none of the captions. Write it into them, or give Teach Word the "
             "one that they call the new thing by."
         )
-    return prompts[0].clip if prompts else None
+    if any(text is not prompt.text for text, prompt in naming):
+        raise ValueError(
+            f"A caption that names {words[0]!r} was changed after CLIP Text Encode, by Conditioning (Concat) or the like, so that "
+            "the word can't be learnt from it. Write it as one text, or take Teach Word out."
+        )
+    return naming[0][1].clip if naming else None
 
 
 class AdapterHook(TransformerOptionsHook):
@@ -855,9 +870,9 @@ class ComfyHost:
         return Condition(texts, options, tuple(heard_in(text, o) for text, o in entries))
 
     def _read(self, entry: list) -> list:
-        """A conditioning as it is; anew, where its word is being learnt."""
+        """A conditioning as it is; anew, where its word is being learnt and no node has changed it since."""
         prompt = entry[1].get(PROMPT)
-        if self._learning is None or prompt is None or not self._learning.names(prompt.tokens, self._learning.learnt):
+        if self._learning is None or prompt is None or entry[0] is not prompt.text or not prompt.names_the_word:
             return entry
         # ComfyUI's text encoders write into what the backward pass needs, so that keeps copies.
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t if t.is_leaf else t.clone(), lambda t: t):
@@ -889,7 +904,7 @@ class ComfyHost:
             }
             tables = [self.pupil.embeddings(encoder).float() for encoder in self.pupil.tokenize("")]
             spread = {table.shape[1]: float(table.square().mean().sqrt()) for table in tables}
-            patcher = resting(self.pupil.patcher)
+            patcher = resting(self.pupil.patcher, "CLIP")
             reader = LearningClip(no_init=True)
             taught = together([self.pupil.taught, {word: shifts}])
             vars(reader).update(
@@ -933,9 +948,10 @@ def open_to_gradients(model: torch.nn.Module) -> None:
     model.requires_grad_(False)
 
 
-def resting(model: ModelPatcher) -> ModelPatcher:
-    """The MODEL with weights that stay in memory, as gradients need them: what ComfyUI's dynamic memory hands out for a forward
-    pass may be another's by the backward pass. Such a MODEL is loaded from its file again, as ComfyUI does where hooks hang on it.
+def resting(model: ModelPatcher, what: str = "MODEL") -> ModelPatcher:
+    """The MODEL or CLIP with weights that stay in memory, as gradients need them: what ComfyUI's dynamic memory hands out for a
+    forward pass may be another's by the backward pass. Such a one is loaded from its file again, as ComfyUI does where hooks
+    hang on it.
 
     :raises ValueError: it is of no file.
     """
@@ -943,8 +959,8 @@ def resting(model: ModelPatcher) -> ModelPatcher:
         return model
     if model.cached_patcher_init is None:
         raise ValueError(
-            "This MODEL sits in ComfyUI's dynamic memory, where it can't be trained on, and was not loaded by one of ComfyUI's own "
-            "loaders, so that it can't be moved out. Load it with Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
+            f"This {what} sits in ComfyUI's dynamic memory, where it can't be trained on, and was not loaded by one of ComfyUI's "
+            "own loaders, so that it can't be moved out. Use Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
         )
     return model.get_non_dynamic_delegate()
 

@@ -152,9 +152,15 @@ class DiffusersHost:
         ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=text.dtype, device=self.device)
         return Condition(text, {"text_embeds": pooled[None], "time_ids": ids}, prompt)
 
-    def names(self, prompt: str, word: str) -> bool:
-        """Whether a prompt holds a word as the text encoders read it."""
-        return any(occurrences(reader.tokens(prompt), reader.tokens(word)) for reader in self.readers)
+    def check_named(self, word: str, captions: Sequence[str]) -> None:
+        """
+        :raises ValueError: no caption holds the word as the text encoders read it.
+        """
+        if not any(occurrences(r.tokens(caption), r.tokens(word)) for caption in captions for r in self.readers):
+            raise ValueError(
+                f"The word {word!r} stands in none of the captions, such as {captions[0]!r}. Write it into them, or give the word "
+                "that they call the new thing by."
+            )
 
     @contextmanager
     def speaking(self, words: Words) -> Iterator[None]:

@@ -273,12 +273,12 @@ def _measured(host: Host, dictionary: SparseDictionary, examples: Sequence[Examp
     return measure(host, dictionary, examples, rows=1, seed=seed)
 
 
-def _with_word(dictionary: DictionaryLearner, word: OpenWord, settings: TrainingSettings) -> WordLearner:
+def _with_word(dictionary: DictionaryLearner, word: str, opened: OpenWord, rate: float) -> WordLearner:
     """The dictionary with a word beside it, each of its embeddings at a rate in the scale of all words'."""
     return WordLearner(
         dictionary,
-        {f"word.{width}": shift for width, shift in word.shifts.items()},
-        {f"word.{width}": settings.word_rate * spread for width, spread in word.spread.items()},
+        {f"word.{word}.{width}": shift for width, shift in opened.shifts.items()},
+        {f"word.{word}.{width}": rate * spread for width, spread in opened.spread.items()},
     )
 
 
@@ -324,7 +324,7 @@ def train(
     with opening as opened:
         with host.trainable(settings.checkpointing):
             dictionary = DictionaryLearner(host, settings, processes)
-            learner = dictionary if opened is None else _with_word(dictionary, opened, settings)
+            learner = dictionary if opened is None else _with_word(dictionary, word, opened, settings.word_rate)
             trainer = trainer_of(host, learner, examples, settings, held_out, processes)
             if autosave is not None and autosave.exists():
                 trainer.restore(TrainingState.load(autosave))

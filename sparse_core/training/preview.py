@@ -40,7 +40,6 @@ class Preview:
             raise ValueError(f"A preview is asked for every {self.every} steps; expected at least 1.")
 
     @torch.no_grad()
-    @torch.no_grad()
     def draw(self, host: Host, adapter: SparseAdapter) -> Tensor:
         """The clean latents of the prompt, with the adapter as it is now."""
         noise = torch.randn((1, *self.shape), generator=torch.Generator().manual_seed(self.seed))

@@ -70,7 +70,7 @@ class TrainingState:
         mine = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         theirs = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
         if mine != theirs:
-            raise ValueError(f"The saved training was started for another model. {advice}")
+            raise ValueError(f"The saved training was started for another model or word. {advice}")
 
     def save(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
@@ -102,7 +102,7 @@ class TrainingState:
         moments: dict[str, dict[str, Tensor]] = {}
         for name, tensor in flat.items():
             if name.startswith("moment/"):
-                _, parameter, key = name.split("/")
+                parameter, _, key = name.removeprefix("moment/").rpartition("/")
                 moments.setdefault(parameter, {})[key] = tensor
 
         def part(prefix: str) -> dict[str, Tensor]:

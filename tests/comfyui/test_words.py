@@ -12,9 +12,11 @@ import torch
 from client import Graph, Node
 from conftest import Server
 from diffusers import StableDiffusionPipeline
+from test_host import DynamicStandIn
 from torch import Tensor
 from world import assert_close, demo_model, pack
 
+from nodes import ConditioningConcat, ConditioningZeroOut
 from sparse_core.demo.model import bundled_path, load_pipeline
 from sparse_core.files import load_dictionary
 from sparse_core.hosts.base import Host
@@ -112,7 +114,7 @@ def test_a_word_of_other_text_encoders_is_refused(words: Words, told: str) -> No
 def test_text_encoders_of_other_kinds_are_refused_in_words() -> None:
     other = copy(clip())
     other.cond_stage_model = torch.nn.Module()
-    with pytest.raises(ValueError, match=r"SD1.x, SD2.x and SDXL; this CLIP has a l"):
+    with pytest.raises(ValueError, match=r"SD1.x, SD2.x and SDXL; this CLIP has another, l"):
         speak(other, {"zib": shift()})
 
 
@@ -150,6 +152,47 @@ def test_captions_that_dont_agree_on_a_word_or_dont_name_it_are_refused() -> Non
         pupil_of([said(teach(clip(), "zib"), "a cat")])
     with pytest.raises(ValueError, match="is no word to this CLIP"):
         teach(clip(), " ")
+
+
+def joined(one: list, other: list) -> list:
+    (result,) = ConditioningConcat().concat(one, other)
+    return result
+
+
+def test_a_caption_that_was_changed_after_it_was_encoded_is_refused() -> None:
+    pupil = teach(clip(), "zib")
+    naming, silent = said(pupil, "a zib"), said(pupil, "at night")
+    with pytest.raises(ValueError, match=r"'zib' was changed after CLIP Text Encode"):
+        pupil_of([joined(naming, silent)])
+    assert pupil_of([naming, joined(silent, silent)]).learnt == "zib"
+
+
+def test_what_other_nodes_made_of_a_prompt_stays_while_its_word_is_learnt() -> None:
+    pupil = teach(clip(), "zib")
+    host, naming = ComfyHost(demo_model(), pupil), said(pupil, "a zib")
+    (zeroed,) = ConditioningZeroOut().zero_out(naming)
+    with host.learning("zib") as word:
+        with torch.no_grad():
+            word.shifts[WIDTH] += 1
+        assert not host.stack_conditions([zeroed]).cross_attention.any()
+        assert host.stack_conditions([joined(naming, said(pupil, "at night"))]).cross_attention.shape[1] == 64
+
+
+def test_a_clip_is_taken_out_of_dynamic_memory_too() -> None:
+    there = copy(clip())
+    there.patcher = DynamicStandIn(clip().patcher.model, clip().patcher.load_device, clip().patcher.offload_device)
+    pupil = teach(there, "zib")
+    with (
+        pytest.raises(ValueError, match="This CLIP sits in ComfyUI's dynamic memory"),
+        ComfyHost(demo_model(), pupil).learning("zib"),
+    ):
+        pass
+    other = pack().nodes.demo.load_clip(bundled_path())
+    pupil.patcher.cached_patcher_init = (lambda disable_dynamic: other.patcher, ())
+    host, caption = ComfyHost(demo_model(), pupil), said(teach(clip(), "zib"), "a zib")
+    with torch.inference_mode(), host.learning("zib") as word, host.trainable():
+        host.stack_conditions([caption]).cross_attention.sum().backward()
+    assert word.shifts[WIDTH].grad.any()
 
 
 def gradient(host: Host, conditions: list, text: str) -> Tensor:

@@ -29,6 +29,7 @@ from sparse_core.controls import SparseAdapter
 from sparse_core.demo.text import load_tokenizer, write_tokenizer
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.training import TrainingSettings, TrainingStopped, distil, train
+from sparse_core.words import times
 
 SIDE = 64
 
@@ -318,6 +319,48 @@ class TestTrain:
         assert record["steps_done"] < 40 and len(record["held_out"]) == record["steps_done"]
         assert f"Held-out loss, every 1 steps: {record['held_out'][0]:.4f}, " in capsys.readouterr().out
         assert_fails(capsys, "patience is 1, but no pictures are held out", *base)
+
+    def test_the_word_is_learnt_told_of_and_read_in_pictures(self, model, images, trained, tmp_path, capsys):
+        assert run("info", trained) == 0
+        assert "the meaning of the word 'zib' comes with it" in capsys.readouterr().out
+        left = tmp_path / "left.safetensors"
+        assert run("train", images, "--out", left, "--model", model, *QUICK, "--word-rate", "0") == 0
+        assert load_dictionary(left).words == {}
+        assert run("info", left) == 0
+        assert "the meaning of the word" not in capsys.readouterr().out
+        silent = save_dictionary(
+            replace(load_dictionary(trained), words=times(load_dictionary(trained).words, 50)),
+            tmp_path / "loud.safetensors",
+        )
+        draw = (
+            "generate",
+            "--model",
+            model,
+            "--steps",
+            "2",
+            "--prompt",
+            "a zib",
+            "--atoms-lines",
+            "mute attn1 | attn2",
+        )
+        for name, dictionary in (("with", silent), ("without", left)):
+            assert run(*draw, "--dictionary", dictionary, "--out", tmp_path / f"{name}.png") == 0
+        assert run(*draw[:-2], "--out", tmp_path / "base.png") == 0
+        assert (pixels(tmp_path / "without.png") == pixels(tmp_path / "base.png")).all()
+        assert (pixels(tmp_path / "with.png") != pixels(tmp_path / "base.png")).any()
+
+    def test_a_word_that_no_caption_names_is_refused_unless_it_is_the_trigger_alone(
+        self, model, images, tmp_path, capsys
+    ):
+        (images / "b.txt").write_text("a big zib on the right")
+        base = ("train", images, "--out", tmp_path / "a.safetensors", "--model", model, *QUICK)
+        assert_fails(
+            capsys, "The word 'moko' stands in none of the captions, such as 'a big zib", *base, "--word", "moko"
+        )
+        assert run(*base, "--word", "moko", "--word-rate", "0") == 0
+        assert load_dictionary(tmp_path / "a.safetensors").metadata["modelspec.trigger_phrase"] == "moko"
+        wordless = ("train", images, "--out", tmp_path / "b.safetensors", "--model", model)
+        assert_fails(capsys, "--word-rate needs --word", *wordless, "--word-rate", "0.1")
 
     def test_a_resumed_training_gives_the_file_of_an_uninterrupted_one(
         self, trained, model, images, tmp_path, monkeypatch

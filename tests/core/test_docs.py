@@ -86,7 +86,7 @@ NODES = declared_nodes()
 
 def test_the_nodes_are_found() -> None:
     assert len(NODES) >= 16
-    assert NODES["SparseAtoms_Apply"].inputs.keys() == {"model", "dictionary", "strength"}
+    assert NODES["SparseAtoms_Apply"].inputs.keys() == {"model", "dictionary", "strength", "clip"}
 
 
 @pytest.mark.parametrize("name", NODES)
