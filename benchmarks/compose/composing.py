@@ -20,7 +20,7 @@ from ..quality.concepts import WORD
 from ..quality.methods import Taught, as_dictionary, svd
 from ..quality.peers import StandInLearner
 from ..quality.presets import OURS
-from ..quality.words import PromptedHost, WordLearner
+from ..quality.words import EMBEDDING, PromptedHost
 from .pairs import SECOND
 
 KEPT = 0.5
@@ -119,6 +119,6 @@ def composed(host: PromptedHost, method: str, taught: Sequence[Taught], scale: f
     """
     with ExitStack() as undo, torch.no_grad():
         for word, one in zip((WORD, SECOND), taught, strict=True):
-            undo.enter_context(host.spoken(word, one.tensors[WordLearner.NAME]))
+            undo.enter_context(host.spoken(word, one.tensors[EMBEDDING]))
         undo.enter_context(METHODS[method].at_work(host, taught, scale))
         yield

@@ -22,11 +22,11 @@ from sparse_core.layers import Site
 from sparse_core.lora.algorithms import orthogonal_atoms
 from sparse_core.modules import LowRank, projection_sites
 from sparse_core.training import Example, TrainingSettings
-from sparse_core.training.learners import DictionaryLearner, Learner, initial_dictionary
+from sparse_core.training.learners import DictionaryLearner, Learner, WordLearner, initial_dictionary
 
 from .concepts import WORD
 from .peers import StandInLearner, bottlenecks, peft_layers
-from .words import NoLearner, PromptedHost, WordLearner
+from .words import EMBEDDING, NoLearner, PromptedHost
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Taught(NamedTuple):
 
     def parameters(self) -> int:
         """Values that act on a picture; the word's, the same for all methods, aside."""
-        return sum(t.numel() for name, t in self.tensors.items() if name != WordLearner.NAME and _acts(name))
+        return sum(t.numel() for name, t in self.tensors.items() if name != EMBEDDING and _acts(name))
 
     def save(self, path: Path) -> int:
         """Writes a file, whole or not at all, and returns its bytes."""
@@ -142,14 +142,15 @@ def new_learner(host: PromptedHost, method: Method, seed: int) -> WordLearner:
         rank = rank_within(host, method, round(method.size * budget(host)))
         torch.manual_seed(seed)
         learner = LEARNERS[method.family](host, method, rank)
-    return WordLearner(learner, host.embedding(WORD), method.word_rate)
+    return WordLearner(learner, {EMBEDDING: host.embedding(WORD)}, {EMBEDDING: method.word_rate})
 
 
 def keep(host: PromptedHost, learner: WordLearner, lessons: list[Example], prior: list[Example], seed: int) -> Taught:
     """What is to be kept of a trained learner."""
-    word = {WordLearner.NAME: learner.row.detach().clone()}
+    row = learner.embeddings[EMBEDDING]
+    word = {EMBEDDING: row.detach().clone()}
     if isinstance(learner.method, DictionaryLearner):
-        with host.spoken(WORD, learner.row):
+        with host.spoken(WORD, row):
             measured, elsewhere = (
                 measure(host, learner.method.snapshot(), some, seed=seed) if some else None for some in (lessons, prior)
             )
@@ -171,7 +172,7 @@ def at_work(host: PromptedHost, method: Method, taught: Taught, point: Point) ->
     """The host as it was taught, sliders as the point says. The word moves with the strength, for all methods alike."""
     base = host.embedding(WORD)
     with ExitStack() as undo, torch.no_grad():
-        undo.enter_context(host.spoken(WORD, torch.lerp(base, taught.tensors[WordLearner.NAME], point.strength)))
+        undo.enter_context(host.spoken(WORD, torch.lerp(base, taught.tensors[EMBEDDING], point.strength)))
         if method.family == "dictionary" or point.density < 1 or point.prompt != BOTH:
             dictionary = as_dictionary(host, taught) if method.family == "dictionary" else svd(host, taught)
             kept = Keep(point.density, by=point.by)  # type: ignore[arg-type]
@@ -191,7 +192,7 @@ def as_dictionary(host: PromptedHost, taught: Taught) -> SparseDictionary:
     """The dictionary that `as_tensors` took apart."""
     sites: dict[Site, dict[str, Tensor]] = {}
     for key, tensor in taught.tensors.items():
-        if key != WordLearner.NAME:
+        if key != EMBEDDING:
             layer, projection, name = key.removeprefix("L").split(".")
             sites.setdefault(Site(int(layer), projection), {})[name] = tensor  # type: ignore[arg-type]
     return SparseDictionary(host.layers, {site: Atoms(**fields) for site, fields in sites.items()})

@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 CORE = HERE.parent.parent / "sparse_core"
 WORLD_SOURCES = [CORE / "demo" / f"{name}.py" for name in ("world", "scenery", "sprites")] + [HERE / "concepts.py"]
 METHOD_SOURCES = [CORE / f"{name}.py" for name in ("coding", "controls", "dictionary", "examples", "layers", "modules")]
-METHOD_SOURCES += [CORE / f"{name}.py" for name in ("pictures", "plan")]
+METHOD_SOURCES += [CORE / f"{name}.py" for name in ("pictures", "plan", "words")]
 METHOD_SOURCES += [
     CORE / "training" / f"{name}.py" for name in ("learners", "loop", "objective", "processes", "scaling")
 ]

@@ -17,7 +17,7 @@ from sparse_core.training.loop import Trainer
 from .concepts import WORD, Half, Studio, Task, prior_prompts
 from .methods import Method, Taught, keep, new_learner
 from .sampling import Sampler
-from .words import PromptedHost
+from .words import EMBEDDING, PromptedHost
 
 PRIOR_PICTURES = 48
 
@@ -61,7 +61,7 @@ def teach(sampler: Sampler, studio: Studio, task: Task, method: Method, seed: in
             tensor.requires_grad_()
         trainer = Trainer(host, learner, [*to_learn, *to_keep], replace(method.settings, seed=seed))
         began = time.perf_counter()
-        with host.spoken(WORD, learner.row):
+        with host.spoken(WORD, learner.embeddings[EMBEDDING]):
             while not trainer.finished:
                 trainer.advance()
             trainer.conclude()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparse_core.hosts.diffusers import Condition, DiffusersHost
-from sparse_core.training.learners import Learner
+
+EMBEDDING = "word"
+"""Name of the word's embedding among the tensors of a training."""
 
 
 class PromptedHost(DiffusersHost):
@@ -52,39 +54,6 @@ class PromptedHost(DiffusersHost):
             yield
         finally:
             handle.remove()
-
-
-class WordLearner:
-    """Any method with the word's embedding beside it. Implements `Learner`."""
-
-    NAME = "word"
-
-    def __init__(self, method: Learner, row: Tensor, rate: float) -> None:
-        self.method, self.row, self.rate = method, row.requires_grad_(), rate
-
-    def parameters(self) -> dict[str, Tensor]:
-        """See `Learner`."""
-        return {**self.method.parameters(), self.NAME: self.row}
-
-    def buffers(self) -> dict[str, Tensor]:
-        """See `Learner`."""
-        return self.method.buffers()
-
-    def learning_rate(self, name: str) -> float:
-        """See `Learner`."""
-        return self.rate if name == self.NAME else self.method.learning_rate(name)
-
-    def at_work(self, prior: Tensor) -> AbstractContextManager[None]:
-        """See `Learner`."""
-        return self.method.at_work(prior)
-
-    def penalty(self) -> Tensor | float:
-        """See `Learner`."""
-        return self.method.penalty()
-
-    def maintain(self, error: Tensor) -> list[tuple[str, int]]:
-        """See `Learner`."""
-        return self.method.maintain(error)
 
 
 class NoLearner:

@@ -28,7 +28,7 @@ from benchmarks.quality import presets
 from benchmarks.quality.concepts import CONCEPTS, HALVES, STYLES_OF_HALF, WORD, Asked, Studio, pixels, tasks
 from benchmarks.quality.methods import Taught, as_dictionary, as_tensors, new_learner, svd
 from benchmarks.quality.table import Setup
-from benchmarks.quality.words import PromptedHost, WordLearner
+from benchmarks.quality.words import EMBEDDING, PromptedHost
 from sparse_core.controls import SparseAdapter
 from sparse_core.demo.judge import answers as true_readings
 from sparse_core.demo.model import load_pipeline
@@ -299,7 +299,7 @@ def taught(host: PromptedHost) -> dict[str, list[Taught]]:
     made: dict[str, list[Taught]] = {"LoRA": [], presets.OURS: []}
     for seed in (1, 2):
         generator = torch.Generator().manual_seed(seed)
-        word = {WordLearner.NAME: torch.randn(host.embedding(WORD).shape, generator=generator)}
+        word = {EMBEDDING: torch.randn(host.embedding(WORD).shape, generator=generator)}
         lora = new_learner(host, presets.METHODS["LoRA"], seed).method.parameters()
         made["LoRA"].append(
             Taught({k: 0.1 * torch.randn(t.shape, generator=generator) for k, t in lora.items()} | word)
@@ -338,7 +338,7 @@ def test_joining_whole_adapters_is_stacking_them(
     dictionaries = [(as_dictionary if method == DICTIONARIES else svd)(host, one) for one in mine]
     with ExitStack() as undo:
         for word, one in zip((WORD, SECOND), mine, strict=True):
-            undo.enter_context(host.spoken(word, one.tensors[WordLearner.NAME]))
+            undo.enter_context(host.spoken(word, one.tensors[EMBEDDING]))
         words_alone = seen(host)
         undo.enter_context(host.patched([SparseAdapter(d).at_strength(scale) for d in dictionaries]))
         stacked = seen(host)

@@ -51,7 +51,7 @@ from benchmarks.quality.report import as_markdown
 from benchmarks.quality.scores import Scorer, distance
 from benchmarks.quality.summary import Look, comparable, summary
 from benchmarks.quality.table import Keys, Setup, Unit, complete
-from benchmarks.quality.words import PromptedHost
+from benchmarks.quality.words import EMBEDDING, PromptedHost
 from sparse_core.demo.judge import NOTHING
 from sparse_core.demo.model import load_pipeline
 from sparse_core.demo.world import PLACES, Rendering, Scene
@@ -456,7 +456,7 @@ def trained(host: PromptedHost, method: Method, steps: int = 2) -> Taught:
             tensor.requires_grad_()
         settings = replace(method.settings, steps=steps, batch=2, warm_up=0)
         trainer = Trainer(host, learner, examples, settings)
-        with host.spoken(WORD, learner.row):
+        with host.spoken(WORD, learner.embeddings[EMBEDDING]):
             while not trainer.finished:
                 trainer.advance()
     return keep(host, learner, examples[:1], examples[1:], 0)
