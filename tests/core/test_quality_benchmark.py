@@ -55,7 +55,8 @@ from benchmarks.quality.words import EMBEDDING, PromptedHost
 from sparse_core.demo.judge import NOTHING
 from sparse_core.demo.model import load_pipeline
 from sparse_core.demo.world import PLACES, Rendering, Scene
-from sparse_core.training import PRESETS, Example
+from sparse_core.hosts.diffusers import DiffusersHost
+from sparse_core.training import PRESETS, Example, train
 from sparse_core.training.loop import Trainer
 
 NOTES = {"tier": "Made up.", "trainings": {"done": 5, "planned": 6}, "seeds": [0], "versions": {}}
@@ -460,6 +461,34 @@ def trained(host: PromptedHost, method: Method, steps: int = 2) -> Taught:
             while not trainer.finished:
                 trainer.advance()
     return keep(host, learner, examples[:1], examples[1:], 0)
+
+
+@needs_model
+def test_what_is_measured_of_ours_is_what_the_trainer_gives(host: PromptedHost) -> None:
+    """The benchmark learns the word beside all methods in one way; the pack's trainer learns it beside a dictionary."""
+    method = replace(METHODS[OURS], settings=replace(METHODS[OURS].settings, steps=4, batch=2, warm_up=0))
+    measured, shipped = trained(host, method, steps=4), DiffusersHost(host.pipeline)
+    generator = torch.Generator().manual_seed(1)
+    examples = [
+        Example(torch.randn(12, 16, 16, generator=generator), shipped.encode_prompt(prompt), prior=prior)
+        for prompt, prior in ((f"a big {WORD}", False), ("a red cat", True))
+    ]
+    with shipped.learning(WORD) as opened:
+        (rate,) = (method.word_rate / spread for spread in opened.spread.values())
+    assert rate == pytest.approx(method.settings.word_rate, rel=0.05)
+    learnt = train(shipped, examples, replace(method.settings, word_rate=rate), word=WORD)
+    ((width, shift),) = learnt.words[WORD].items()
+    moved = measured.tensors[EMBEDDING] - host.embedding(WORD)
+    assert width == len(moved) and float(moved.abs().max()) > method.word_rate
+    assert far(shift[0], moved) < 1e-2
+    for site, atoms in learnt.sites.items():
+        for name in ("encoder", "directions"):
+            assert far(getattr(atoms, name), measured.tensors[f"{site}.{name}"]) < 1e-2
+
+
+def far(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """By how much of its size one misses the other: single values whose gradient is next to nothing go either way in Adam."""
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-9))
 
 
 @needs_model
