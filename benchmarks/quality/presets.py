@@ -39,8 +39,6 @@ METHODS: dict[str, Method] = {
     )
 }
 """What is compared on both halves."""
-FOR_STYLES: Mapping[str, Mapping[str, Any]] = {OURS: PRESETS["style"], "LoRA": {"learning_rate": 1e-3}}
-"""What suits a method better where it learns a style, as fields of its settings."""
 MAIN = (OURS, "LoRA", "Adapter")
 """What is compared first, and again with further seeds."""
 ON_ONE_PROMPT = (OURS, "LoRA")
@@ -55,8 +53,17 @@ CONTROLS: dict[str, Method] = {
     )
 }
 """What shows which part of the method does what, on the development half."""
+FOR_STYLES: Mapping[str, Mapping[str, Any]] = {
+    OURS: PRESETS["style"],
+    "LoRA": {"learning_rate": 1e-3},
+    "dense": {**PRESETS["style"], "threshold": 0.0},
+    "no group term": {**PRESETS["style"], "sparsity": 0.0},
+    "selective": PRESETS["style"],
+}
+"""What suits a method better where it learns a style, as fields of its settings."""
 WORD_LEFT = ", word not learnt"
-"""After the names of methods beside which the taught word's embedding stays as it was, as the pack's own trainer leaves it."""
+"""After the names of methods beside which the taught word's embedding stays as it was, as a training without Teach Word or
+``--word`` leaves it."""
 
 
 def word_left(method: Method) -> Method:

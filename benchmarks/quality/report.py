@@ -31,7 +31,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "# Quality",
         "Each method learns a thing from a few pictures that share one scene and one companion, or a style from pictures of "
         "several scenes, then answers prompts that ask for other scenes, places, sizes, styles and companions. The embedding of "
-        "the taught word is learnt beside every method, which the pack's own trainer does not do. *Text*: share of the asked "
+        "the taught word is learnt beside every method, but where its name says otherwise. *Text*: share of the asked "
         "attributes that the demo model's judge sees. *Likeness*: mean of a recogniser's certainty and of how close the pixels "
         "come to the right answer. *Drift*: grey levels by which pictures move whose prompts don't name what was taught. "
         "*Hypervolume*: the area under a method's curve of text against likeness over its sliders, between the positions that "

@@ -92,7 +92,7 @@ ROUNDS = {
         [ours(attentions=("attn2",), atoms=32), ours(attentions=("attn1",), atoms=32), ours(atoms=32)],
     ),
     "word": Round(
-        "What is learnt hardly depends on the taught word's embedding, which people don't train: with the word as it was, all "
+        "What is learnt hardly depends on the taught word's embedding, which others leave alone: with the word as it was, all "
         "methods lose alike.",
         [
             replace(method, word_rate=0.0)

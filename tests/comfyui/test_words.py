@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from functools import cache
+from types import SimpleNamespace
 
 import comfy.sd
 import prompts
@@ -13,6 +14,7 @@ from client import Graph, Node
 from conftest import Server
 from diffusers import StableDiffusionPipeline
 from test_host import DynamicStandIn
+from test_trigger import TwoEncoders
 from torch import Tensor
 from world import assert_close, demo_model, pack
 
@@ -116,6 +118,31 @@ def test_text_encoders_of_other_kinds_are_refused_in_words() -> None:
     other.cond_stage_model = torch.nn.Module()
     with pytest.raises(ValueError, match=r"SD1.x, SD2.x and SDXL; this CLIP has another, l"):
         speak(other, {"zib": shift()})
+
+
+class EmbeddingTable(torch.nn.Module):
+    """A text encoder as far as words are looked up in it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(49408, width).requires_grad_(False)
+        self.transformer = SimpleNamespace(get_input_embeddings=lambda: self.table)
+
+
+def test_both_encoders_of_sdxl_read_the_word_each_by_its_own_shift() -> None:
+    sdxl, shifts = TwoEncoders(), {12: torch.ones(1, 12), 8: 2 * torch.ones(1, 8)}
+    sdxl.cond_stage_model = SimpleNamespace(clip_l=EmbeddingTable(12), clip_g=EmbeddingTable(8))
+    speaker = speak(sdxl, {"robot": shifts})
+    for encoder, width in (("l", 12), ("g", 8)):
+        plain, taught = (one.tokenize("a robot")[encoder][0] for one in (sdxl, speaker))
+        replaced = [i for i, pair in enumerate(taught) if isinstance(pair[0], dict)]
+        assert replaced == [2] and taught[:2] == plain[:2] and taught[3:] == plain[3:]
+        expected = getattr(sdxl.cond_stage_model, f"clip_{encoder}").table.weight[plain[2][0]] + shifts[width][0]
+        assert torch.equal(taught[2][0]["data"], expected)
+    with pytest.raises(
+        ValueError, match="1 tokens of width 8; this CLIP has 1 tokens of width 8 and 1 tokens of width 12"
+    ):
+        speak(sdxl, {"robot": {8: shifts[8]}})
 
 
 def test_a_trigger_hears_a_taught_word_whichever_comes_first() -> None:
