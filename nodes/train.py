@@ -369,6 +369,11 @@ class TrainSparseDictionary(io.ComfyNode):
             raise ValueError(
                 "Held-out captions are connected, but no held-out pictures. Connect held_out, or disconnect held_out_captions."
             )
+        if word and held_out_captions and pupil_of(held_out_captions, "held-out captions") is None:
+            raise ValueError(
+                f"The captions come from Teach Word, the held-out captions don't: they would not tell how {word!r} fares. Encode "
+                "both with its CLIP."
+            )
         empty = one_entry(negative[0], "negative") if prior or preview else []
         if prior:
             host.load()

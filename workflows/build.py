@@ -43,8 +43,8 @@ def first_picture(w: Workflow) -> Node:
     "02 Train your own",
     "Six pictures of a penguin become a dictionary in a minute or two, and it is saved where **Load** finds it; **Teach Word** "
     "lets it learn what the word means too, as prompts read it through Apply's CLIP. Cancel at any time: what was learnt so far is "
-    "kept and used. To teach your own, open the variant *(own checkpoint)*, which takes longer: it has the preset **character** and "
-    "*prior* connected.",
+    "kept and used. To teach your own, open the variant *(own checkpoint)*, which takes longer: it has the preset "
+    "**character** and *prior* connected.",
 )
 def train_your_own(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")

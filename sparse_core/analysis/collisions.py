@@ -67,17 +67,25 @@ class Collisions:
     """Those that fire together, those that move most first; `MOST_PAIRS` of a site at most."""
     itself: bool = False
     """Whether the two are one: then its pairs stand here twice, and each atom meets its own copy."""
+    words: tuple[str, ...] = ()
+    """What both have taught."""
 
     def report(self) -> str:
         """In words and numbers, as Markdown."""
         one, other = (title.replace("|", "/") for title in self.titles)  # it would part a cell of the table
+        named = [
+            f"Both have taught the word {word!r}; applied together they add up to a third meaning. Train one with another word."
+            for word in self.words
+        ]
         if not self.sites:
-            return f"{one} and {other} have no site in common: their atoms can't fire on the same tokens."
+            apart = f"{one} and {other} have no site in common: their atoms can't fire on the same tokens."
+            return "\n".join([apart, *named])
         share = {name: _mean(getattr(s, name) for s in self.sites.values()) for name in SiteShares._fields[:3]}
         agreeing = _mean(s.agreement for s in self.sites.values() if s.both)
         lines = [
             f"{one} acts on {share['first']:.1%} of the tokens, {other} on {share['second']:.1%}, both on {share['both']:.1%}.",
             f"Where both act they push {_way(agreeing)} (cosine {agreeing:+.2f}).",
+            *named,
             "",
             f"| site | {one} | {other} | both | direction |",
             "|---|---|---|---|---|",
@@ -141,6 +149,7 @@ def collisions(
         sites={site: seen.shares() for site, seen in watch.sites.items()},
         pairs=sorted((p for s, seen in watch.sites.items() for p in seen.pairs(s)), key=lambda pair: -pair.weight),
         itself=itself,
+        words=() if itself else tuple(word for word in first.dictionary.words if word in second.dictionary.words),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..controls import SparseAdapter
 from ..dictionary import Atoms, SparseDictionary
 from ..modules import LowRank
-from ..words import times, together
+from ..words import added, times
 from .baking import acting, bake, title_of
 from .provenance import joined_metadata, source_record
 
@@ -46,7 +46,7 @@ def interpolate(one: SparseAdapter, other: SparseAdapter, t: float) -> SparseDic
     rest = {
         name: _between_rest(first.rest.get(name), second.rest.get(name), t) for name in {**first.rest, **second.rest}
     }
-    words = together([times(first.words, 1 - t), times(second.words, t)])
+    words = added([times(first.words, 1 - t), times(second.words, t)])
     return SparseDictionary(first.layers, sites, metadata, rest, words)
 
 

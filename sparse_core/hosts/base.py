@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, device, dtype
 
 from ..controls import Stack
 from ..layers import Layer
 from ..plan import Observer
+from ..words import OpenWord
 
 Prediction = Literal["eps", "v", "flow"]
-
-
-class OpenWord(NamedTuple):
-    """A word whose meaning is being learnt, by the width of the text encoders that read it."""
-
-    shifts: Mapping[int, Tensor]
-    """(tokens, width), 0 at first: what is added to the embeddings of its tokens."""
-    spread: Mapping[int, float]
-    """Root mean square of all words' embeddings."""
 
 
 class Host(Protocol):

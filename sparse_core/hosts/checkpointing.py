@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -21,7 +22,13 @@ def checkpointed(unet: nn.Module, on: bool) -> Iterator[None]:
         if on:
             for module in unet.modules():
                 if type(module).__name__ == "BasicTransformerBlock":
-                    forward: Callable = module.forward
-                    module.forward = partial(checkpoint, forward, use_reentrant=False)
+                    module.forward = partial(_recomputed, module.forward)
                     undo.callback(module.__dict__.pop, "forward")
         yield
+
+
+def _recomputed(forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    """ComfyUI counts its transformers in the options that it hands to all of them: by the time of the backward pass they are at
+    the last one."""
+    copies = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
+    return checkpoint(forward, *args, use_reentrant=False, **copies)

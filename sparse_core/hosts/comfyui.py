@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, takewhile
-from types import MappingProxyType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -41,8 +40,8 @@ from ..lora import ImportedLora, load_lora
 from ..modules import from_original
 from ..plan import Crop, Heard, LayerRun, MaskPlacementError, Observer, Plan, Rows, Run, compile_plan
 from ..sampling import invert, sample
-from ..words import Words, occurrences, together
-from .base import OpenWord, Prediction
+from ..words import OpenWord, Reading, Words, occurrences, opened, speaking, together
+from .base import Prediction
 from .checkpointing import checkpointed
 from .updating import check_modules, updating, weight_shapes
 
@@ -155,19 +154,11 @@ def token_names(clip: comfy.sd.CLIP, tokens: dict[str, list]) -> list[str]:
     """
     first = max(tokens.values(), key=lambda chunks: sum(map(len, chunks)))
     names = []
-    for number in map(_number, chain.from_iterable(tokens.get("g", first))):
-        word = "embedding" if number is None else clip.tokenizer.untokenize([(number, 1.0)])[0][1]
-        names.append(word.replace("</w>", ""))
+    for chunk in tokens.get("g", first):
+        words = [clip.tokenizer.untokenize([pair])[0][1] if isinstance(pair[0], int) else "embedding" for pair in chunk]
+        names += [word.replace("</w>", "") for word in words]
     padding = len(list(takewhile(lambda name: name == names[-1], reversed(names))))
     return names[: len(names) - padding + 1]
-
-
-def _number(pair: Sequence[Any]) -> int | None:
-    """Of a token; None for an embedding that stands in no word's place."""
-    token = pair[0]
-    if isinstance(token, dict):
-        return token.get("token")
-    return token if isinstance(token, int) else None
 
 
 class WordClip(comfy.sd.CLIP):
@@ -175,20 +166,17 @@ class WordClip(comfy.sd.CLIP):
 
     listened: tuple[str, ...] = ()
     """Words of which every CONDITIONING notes whether the prompt names them."""
-    taught: Words = MappingProxyType({})
-    """Words that it reads as they were taught."""
+    taught: tuple[Words, ...] = ()
+    """Words that it reads as they were taught, by those who hand them to it."""
     learnt: str = ""
     """A word whose meaning a training may learn: every CONDITIONING notes its prompt."""
+    _speaks = False
 
     def clone(self, *args: Any, **kwargs: Any) -> WordClip:
         """See ComfyUI's."""
         copy = with_words(super().clone(*args, **kwargs))
         copy.listened, copy.taught, copy.learnt = self.listened, self.taught, self.learnt
         return copy
-
-    def tokenize(self, *args: Any, **kwargs: Any) -> dict[str, list]:
-        """See ComfyUI's. In the place of each token of a taught word stands its embedding."""
-        return self.as_taught(super().tokenize(*args, **kwargs))
 
     def encode_from_tokens_scheduled(
         self,
@@ -203,76 +191,104 @@ class WordClip(comfy.sd.CLIP):
         if self.listened:
             named = frozenset(word for word in self.listened if self.names(tokens, word))
             notes[HEARD] = Heard(frozenset(self.listened), named)
-        said = super().encode_from_tokens_scheduled(tokens, unprojected, {**(add_dict or {}), **notes}, *args, **kw)
+        with self.speaking():
+            said = super().encode_from_tokens_scheduled(tokens, unprojected, {**(add_dict or {}), **notes}, *args, **kw)
         if self.learnt:
             said = [[text, {**options, PROMPT: Prompt(self, tokens, text)}] for text, options in said]
         return said
 
+    def encode_from_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """See ComfyUI's."""
+        with self.speaking():
+            return super().encode_from_tokens(*args, **kwargs)
+
+    @contextmanager
+    def speaking(self) -> Iterator[None]:
+        """The text encoders with the taught words, while the context lasts. Contexts within it change nothing."""
+        if self._speaks:
+            yield
+            return
+        self._speaks = True
+        try:
+            with self.reading():
+                yield
+        finally:
+            self._speaks = False
+
+    def reading(self) -> AbstractContextManager[None]:
+        """The text encoders with the taught words, while the context lasts."""
+        return speaking(together(self.taught), self.read)
+
+    def read(self, word: str) -> list[Reading]:
+        """How the text encoders read a word.
+
+        :raises ValueError: one of them is none of Stable Diffusion's.
+        """
+        found = []
+        for encoder, tokens in self._tokens(word).items():
+            model = getattr(self.cond_stage_model, f"clip_{encoder}", None)
+            if model is None:
+                raise ValueError(
+                    f"Words can be taught to the text encoders of SD1.x, SD2.x and SDXL; this CLIP has another, {encoder}. Connect "
+                    "the CLIP of such a checkpoint."
+                )
+            found.append(Reading(tokens, model.transformer.get_input_embeddings()))
+        return found
+
     def names(self, tokens: dict[str, list], word: str) -> bool:
         """Whether any of the encoders reads a word in a prompt's tokens."""
-        prompts, sought = self._numbers(tokens), self._numbers(self.tokenize(word))
-        return any(ids and occurrences(prompts.get(encoder, ()), ids) for encoder, ids in sought.items())
+        sought, prompts = self._tokens(word), self._chunks(tokens)
+        return any(
+            bool(ids) and bool(occurrences(chunk, ids))
+            for encoder, ids in sought.items()
+            for chunk in prompts.get(encoder, ())
+        )
 
     def knows(self, word: str) -> bool:
         """Whether it is anything to the tokenizer."""
-        return any(self._numbers(self.tokenize(word)).values())
+        return any(self._tokens(word).values())
 
-    def as_taught(self, tokens: dict[str, list]) -> dict[str, list]:
-        """The tokens with embeddings in the place of taught words, through which gradients go."""
-        for word, shifts in self.taught.items():
-            for encoder, sought in self._numbers(super().tokenize(word)).items():
-                shift = shifts.get(self.embeddings(encoder).shape[1])
-                if sought and encoder in tokens and shift is not None:
-                    tokens = {**tokens, encoder: [self._shifted(encoder, c, sought, shift) for c in tokens[encoder]]}
-        return tokens
+    def reads_like(self, other: WordClip) -> bool:
+        """Whether a prompt means the same to both: the same text encoders, LoRAs on them, last layer and words."""
+        mine, theirs = (
+            (id(c.cond_stage_model), c.patcher.patches_uuid, c.layer_idx, list(map(id, c.taught)))
+            for c in (self, other)
+        )
+        return mine == theirs
 
-    def embeddings(self, encoder: str) -> Tensor:
-        """(words, width) of one of the text encoders.
+    def _tokens(self, word: str) -> dict[str, list[int]]:
+        """Of a word by text encoder."""
+        return {encoder: chunks[0] for encoder, chunks in self._chunks(self.tokenize(word)).items()}
 
-        :raises ValueError: it is none of Stable Diffusion's.
-        """
-        model = getattr(self.cond_stage_model, f"clip_{encoder}", None)
-        if model is None:
-            raise ValueError(
-                f"Words can be taught to the text encoders of SD1.x, SD2.x and SDXL; this CLIP has another, {encoder}. Connect "
-                "the CLIP of such a checkpoint."
-            )
-        return model.transformer.get_input_embeddings().weight
+    def _chunks(self, tokens: dict[str, list]) -> dict[str, list[list[int]]]:
+        """Numbers of a prompt's tokens by text encoder, in the pieces that it reads one after the other, without start, end and
+        padding."""
 
-    def readers(self, word: str) -> dict[int, int]:
-        """How many tokens each text encoder reads a word as, by the width of its embeddings."""
-        return {self.embeddings(e).shape[1]: len(ids) for e, ids in self._numbers(super().tokenize(word)).items()}
+        def numbers(chunk: list) -> list[int]:
+            return [pair[0] for pair in chunk if isinstance(pair[0], int)]
 
-    def _shifted(self, encoder: str, chunk: list, word: list[int], shift: Tensor) -> list:
-        pairs, numbers = list(chunk), [_number(pair) for pair in chunk]
-        for start in occurrences(numbers, word):
-            for place, number, moved in zip(range(start, start + len(word)), word, shift, strict=True):
-                known = (
-                    pairs[place][0]["data"] if isinstance(pairs[place][0], dict) else self.embeddings(encoder)[number]
-                )
-                row = known.float() + moved.to(known.device)
-                pairs[place] = ({"type": "embedding", "data": row, "token": number}, *pairs[place][1:])
-        return pairs
-
-    def _numbers(self, tokens: dict[str, list]) -> dict[str, list[int]]:
-        """Of a prompt's tokens by text encoder, without start, end and padding."""
-
-        def numbers(chunks: list) -> list[int]:
-            return [number for pair in chain.from_iterable(chunks) if (number := _number(pair)) is not None]
-
-        silent = {encoder: set(numbers(chunks)) for encoder, chunks in super().tokenize("").items()}
+        silent = {encoder: set(numbers(chunks[0])) for encoder, chunks in self.tokenize("").items()}
         return {
-            encoder: [number for number in numbers(tokens[encoder]) if number not in padding]
+            encoder: [[number for number in numbers(chunk) if number not in padding] for chunk in tokens[encoder]]
             for encoder, padding in silent.items()
             if encoder in tokens
         }
 
 
 class LearningClip(WordClip):
-    """A CLIP during a training. It was loaded together with the model, which loading it in each step could push out."""
+    """A CLIP during a training."""
+
+    opened: Words
+    """The word that is being learnt."""
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """See `WordClip`. What is learnt is added to what the CLIP knows of the word, however the two lie."""
+        with super().reading(), speaking(self.opened, self.read):
+            yield
 
     def load_model(self, tokens: Any = None) -> ModelPatcher:
-        """See ComfyUI's."""
+        """See ComfyUI's. It was loaded together with the model, which loading it in each step could push out."""
         return self.patcher
 
 
@@ -327,56 +343,70 @@ def speak(clip: comfy.sd.CLIP, words: Words) -> comfy.sd.CLIP:
     if not words:
         return clip
     speaker = _clone(clip)
-    for word, shifts in words.items():
-        found, learnt = speaker.readers(word), {width: len(shift) for width, shift in shifts.items()}
-        if found != learnt:
-            raise ValueError(
-                f"The word {word!r} was learnt by text encoders with {_widths(learnt)}; this CLIP has {_widths(found)}. Connect "
-                "the CLIP of the checkpoint it was trained on, or of one of the same family."
-            )
-    speaker.taught = together([speaker.taught, words])
-    return speaker
-
-
-def _widths(readers: dict[int, int]) -> str:
-    return " and ".join(f"{count} tokens of width {width}" for width, count in sorted(readers.items())) or "none"
+    speaker.taught = (*speaker.taught, words)
+    with speaker.speaking():  # told here, where the two meet
+        return speaker
 
 
 def teach(clip: comfy.sd.CLIP, word: str) -> WordClip:
     """A clone of the CLIP whose CONDITIONINGs a training can learn the meaning of a word from.
 
-    :raises ValueError: the word is nothing to the CLIP's tokenizer.
+    :raises ValueError: the word is nothing to the CLIP's tokenizer, or the CLIP is to learn another one already.
     """
-    pupil = _clone(clip)
-    pupil.learnt = word.strip()
-    if not pupil.learnt or not pupil.knows(pupil.learnt):
+    pupil, word = _clone(clip), word.strip()
+    if pupil.learnt not in ("", word):
+        raise ValueError(
+            f"This CLIP is to learn {pupil.learnt!r} already, and a training learns one word. Take one Teach Word out; several "
+            "words in a row, such as 'red boat', are fine."
+        )
+    if not word or not pupil.knows(word):
         raise ValueError(f"{word!r} is no word to this CLIP. Give the one that the captions call the new thing by.")
+    pupil.read(word)
+    pupil.learnt = word
     return pupil
 
 
-def pupil_of(captions: Sequence[list]) -> WordClip | None:
+def pupil_of(captions: Sequence[list], what: str = "captions") -> WordClip | None:
     """The CLIP of captions from which a word's meaning is to be learnt, if they are such.
 
-    :raises ValueError: they are to teach several words, none of them names the word, or one that does was changed since.
+    :param what: what the captions are called.
+    :raises ValueError: they are to teach several words or come from several CLIPs, none of them names the word, one that does was
+        changed since, or they were to teach a word but don't say any more which.
     """
-    noted = [(text, options[PROMPT]) for caption in captions for text, options in caption if options.get(PROMPT)]
+    entries = [entry for caption in captions for entry in caption]
+    if any(PROMPT in options and options[PROMPT] is None for _, options in entries):
+        raise ValueError(
+            f"The {what} come from Teach Word by way of a file or a copy, which keep no prompt, so that no word can be learnt from "
+            "them. Encode them in this workflow, or make the file without Teach Word."
+        )
+    noted = [(text, options[PROMPT]) for text, options in entries if PROMPT in options]
     words = list(dict.fromkeys(prompt.clip.learnt for _, prompt in noted))
     if len(words) > 1:
         raise ValueError(
-            f"The captions are to teach {', '.join(map(repr, words))}; expected one word. Use one Teach Word."
+            f"The {what} are to teach {', '.join(map(repr, words))}; expected one word. Use one Teach Word."
         )
     naming = [(text, prompt) for text, prompt in noted if prompt.names_the_word]
     if words and not naming:
         raise ValueError(
-            f"The word to teach is {words[0]!r}, but it stands in none of the captions. Write it into them, or give Teach Word the "
+            f"The word to teach is {words[0]!r}, but it stands in none of the {what}. Write it into them, or give Teach Word the "
             "one that they call the new thing by."
         )
     if any(text is not prompt.text for text, prompt in naming):
         raise ValueError(
-            f"A caption that names {words[0]!r} was changed after CLIP Text Encode, by Conditioning (Concat) or the like, so that "
-            "the word can't be learnt from it. Write it as one text, or take Teach Word out."
+            f"One of the {what} that name {words[0]!r} was changed after CLIP Text Encode, by Conditioning (Concat) or the like, "
+            "so that the word can't be learnt from it. Write it as one text, or take Teach Word out."
         )
+    for _, prompt in naming:
+        _check_reads_like(prompt.clip, naming[0][1].clip)
     return naming[0][1].clip if naming else None
+
+
+def _check_reads_like(clip: WordClip, pupil: WordClip) -> None:
+    if not clip.reads_like(pupil):
+        raise ValueError(
+            f"Prompts that name {pupil.learnt!r} come from several CLIPs: with another LoRA, last layer or taught word. Encode the "
+            "captions, the preview and held-out captions with one."
+        )
 
 
 class AdapterHook(TransformerOptionsHook):
@@ -774,7 +804,7 @@ class ComfyHost:
         """
         self.model = model.clone()
         self.pupil = pupil
-        self._learning: WordClip | None = None
+        self._learning: LearningClip | None = None
         self.layers = tuple(list_layers(model.model.diffusion_model).values())
         self.device = model.load_device
         self.dtype = _dtype(model)
@@ -841,7 +871,9 @@ class ComfyHost:
         :raises ValueError: a conditioning carries what can't be honoured here, or texts for several pictures, or only some
             have a pooled text.
         """
-        entries = [self._read(entry) for conditioning in conditions for entry in conditioning]
+        given = [entry for conditioning in conditions for entry in conditioning]
+        read = {id(entry): self._read(entry) for entry in {id(entry): entry for entry in given}.values()}
+        entries = [read[id(entry)] for entry in given]  # one text of several pictures is read once
         for text, options in entries:
             found = [name for name in UNHEEDED if name in options]
             found += [name for name, whole in WHOLE_RANGE.items() if options.get(name, whole) != whole]
@@ -871,12 +903,14 @@ class ComfyHost:
 
     def _read(self, entry: list) -> list:
         """A conditioning as it is; anew, where its word is being learnt and no node has changed it since."""
-        prompt = entry[1].get(PROMPT)
-        if self._learning is None or prompt is None or entry[0] is not prompt.text or not prompt.names_the_word:
+        prompt, clip = entry[1].get(PROMPT), self._learning
+        if clip is None or prompt is None or entry[0] is not prompt.text or not clip.names(prompt.tokens, clip.learnt):
             return entry
-        # ComfyUI's text encoders write into what the backward pass needs, so that keeps copies.
+        _check_reads_like(prompt.clip, self.pupil)
+        # ComfyUI's text encoders write into what they have computed with, so that the backward pass needs copies. Leaves are
+        # weights, which nobody writes into.
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t if t.is_leaf else t.clone(), lambda t: t):
-            text, said = self._learning.encode_from_tokens_scheduled(self._learning.as_taught(prompt.tokens))[0]
+            text, said = clip.encode_from_tokens_scheduled(prompt.tokens)[0]
         return [text, {**entry[1], **said}]
 
     @contextmanager
@@ -894,25 +928,22 @@ class ComfyHost:
     def learning(self, word: str) -> Iterator[OpenWord]:
         """See `Host.learning`; of the prompts of the host's pupil.
 
-        :raises ValueError: see `resting`.
+        :raises ValueError: there is no pupil; or see `resting`.
         """
-        with torch.inference_mode(False):
-            reading = self.pupil.readers(word)
-            shifts = {
-                width: torch.zeros(count, width, device=self.device, requires_grad=True)
-                for width, count in reading.items()
-            }
-            tables = [self.pupil.embeddings(encoder).float() for encoder in self.pupil.tokenize("")]
-            spread = {table.shape[1]: float(table.square().mean().sqrt()) for table in tables}
-            patcher = resting(self.pupil.patcher, "CLIP")
-            reader = LearningClip(no_init=True)
-            taught = together([self.pupil.taught, {word: shifts}])
-            vars(reader).update(
-                {**vars(self.pupil), "patcher": patcher, "cond_stage_model": patcher.model, "taught": taught}
+        if self.pupil is None:
+            raise ValueError(
+                f"No CLIP came along to learn {word!r} with. Encode the captions with the CLIP of Teach Word."
             )
+        with torch.inference_mode(False):
+            patcher = resting(self.pupil.patcher.clone(), "CLIP")
+            learnt = opened(word, self.pupil.read(word), self.device)
+        reader = LearningClip(no_init=True)
+        vars(reader).update(vars(self.pupil))
+        reader.patcher, reader.cond_stage_model = patcher, patcher.model
+        reader.learnt, reader.opened = word, {word: learnt.shifts}
         self._learning = reader
         try:
-            yield OpenWord(shifts, spread)
+            yield learnt
         finally:
             self._learning = None
 
@@ -924,12 +955,29 @@ class ComfyHost:
         """
         with torch.inference_mode(False), torch.enable_grad():
             self.model = resting(self.model)
-            loaded = [self.model] if self._learning is None else [self.model, self._learning.patcher]
-            comfy.model_management.load_models_gpu(loaded, force_full_load=True)
-            for patcher in loaded:
-                open_to_gradients(patcher.model)
-            with checkpointed(self.model.model.diffusion_model, checkpointing):
+            clips = [] if self._learning is None else [self._learning.patcher]
+            comfy.model_management.load_models_gpu([self.model, *clips], force_full_load=True)
+            with ExitStack() as undo:
+                open_to_gradients(self.model.model)
+                for patcher in clips:
+                    open_to_gradients(patcher.model)
+                    undo.enter_context(in_single(patcher.model))
+                undo.enter_context(checkpointed(self.model.model.diffusion_model, checkpointing))
                 yield
+
+
+@contextmanager
+def in_single(model: torch.nn.Module) -> Iterator[None]:
+    """Weights that are kept in half precision in float32, while the context lasts. ComfyUI's text encoders compute in that, and
+    the backward pass would keep a cast of every weight for every prompt."""
+    halves = [(p, p.dtype) for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)]
+    for parameter, _ in halves:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in halves:
+            parameter.data = parameter.data.to(dtype)
 
 
 def open_to_gradients(model: torch.nn.Module) -> None:

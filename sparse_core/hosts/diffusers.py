@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,8 @@ from ..controls import Stack
 from ..layers import Layer
 from ..lora import ImportedLora, load_lora
 from ..plan import Crop, Observer, Plan, Rows, Run, compile_plan
-from ..words import Words, occurrences
-from .base import OpenWord, Prediction
+from ..words import OpenWord, Reading, Words, occurrences, opened, speaking, together
+from .base import Prediction
 from .checkpointing import checkpointed
 from .updating import check_modules, updating, weight_shapes
 
@@ -60,13 +60,10 @@ class DiffusersHost:
             raise ValueError(f"The model predicts {kind!r}; expected one of {', '.join(PREDICTIONS)}.")
         self.prediction = PREDICTIONS[kind]
         self.signal = pipeline.scheduler.alphas_cumprod.to(self.device)  # (timesteps,)
-        self.readers = [
-            Reader(tokenizer, encoder, encoder.get_input_embeddings())
-            for tokenizer, encoder in (
-                (getattr(pipeline, f"tokenizer{which}", None), getattr(pipeline, f"text_encoder{which}", None))
-                for which in ("", "_2")
-            )
-            if encoder is not None
+        self.readers: list[tuple[PreTrainedTokenizer, nn.Module]] = [
+            (getattr(pipeline, f"tokenizer{which}"), getattr(pipeline, f"text_encoder{which}"))
+            for which in ("", "_2")
+            if getattr(pipeline, f"text_encoder{which}", None) is not None
         ]
         self._learning = False
         self._asked: bool | None = None  # which prompt `denoise` runs; None where the pipeline calls
@@ -152,53 +149,48 @@ class DiffusersHost:
         ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=text.dtype, device=self.device)
         return Condition(text, {"text_embeds": pooled[None], "time_ids": ids}, prompt)
 
+    def read(self, word: str) -> list[Reading]:
+        """How the text encoders read a word."""
+        return [
+            Reading(tokenizer(word, add_special_tokens=False).input_ids, encoder.get_input_embeddings())
+            for tokenizer, encoder in self.readers
+        ]
+
     def check_named(self, word: str, captions: Sequence[str]) -> None:
         """
-        :raises ValueError: no caption holds the word as the text encoders read it.
+        :raises ValueError: no caption holds the word, as far as the text encoders read it.
         """
-        if not any(occurrences(r.tokens(caption), r.tokens(word)) for caption in captions for r in self.readers):
-            raise ValueError(
-                f"The word {word!r} stands in none of the captions, such as {captions[0]!r}. Write it into them, or give the word "
-                "that they call the new thing by."
-            )
+        lengths = [tokenizer.model_max_length for tokenizer, _ in self.readers]
+        for caption in captions:
+            for (tokenizer, _), reading, length in zip(self.readers, self.read(word), lengths, strict=True):
+                tokens = tokenizer(caption, truncation=True, max_length=length).input_ids
+                if reading.tokens and occurrences(tokens, reading.tokens):
+                    return
+        raise ValueError(
+            f"The word {word!r} stands in none of the captions, such as {captions[0]!r}, of which {min(lengths)} tokens are read. "
+            "Write it into them, or give the word that they call the new thing by."
+        )
 
-    @contextmanager
-    def speaking(self, words: Words) -> Iterator[None]:
+    def speaking(self, words: Words) -> AbstractContextManager[None]:
         """The text encoders with taught words, while the context lasts: for prompts that are encoded in it.
 
         :raises ValueError: a word was learnt with other text encoders.
         """
-        with ExitStack() as undo:
-            for word, shifts in words.items():
-                for reader in self.readers:
-                    tokens = reader.tokens(word)
-                    if reader.width not in shifts or len(tokens) != len(shifts[reader.width]):
-                        learnt = " and ".join(
-                            f"{len(shift)} tokens of width {width}" for width, shift in shifts.items()
-                        )
-                        raise ValueError(
-                            f"The word {word!r} was learnt as {learnt}; this model reads {len(tokens)} of width "
-                            f"{reader.width}. Load the checkpoint it was trained on, or one of the same family."
-                        )
-                    hook = _Shifting(tokens, shifts[reader.width])
-                    undo.callback(reader.embedding.register_forward_hook(hook).remove)
-            yield
+        return speaking(words, self.read)
 
     @contextmanager
     def learning(self, word: str) -> Iterator[OpenWord]:
         """See `Host.learning`."""
-        shifts, spread = {}, {}
-        for reader in self.readers:
-            tokens, table = reader.tokens(word), reader.embedding.weight
-            if not tokens:
-                raise ValueError(f"{word!r} is no word to this model. Choose one that stands in the captions.")
-            reader.encoder.requires_grad_(False)
-            shifts[reader.width] = torch.zeros(len(tokens), reader.width, device=self.device, requires_grad=True)
-            spread[reader.width] = float(table.float().square().mean().sqrt())
+        readings = self.read(word)
+        if not all(reading.tokens for reading in readings):
+            raise ValueError(f"{word!r} is no word to this model. Choose one that stands in the captions.")
+        for _, encoder in self.readers:
+            encoder.requires_grad_(False)
+        learnt = opened(word, readings, self.device)
         self._learning = True
         try:
-            with self.speaking({word: shifts}):
-                yield OpenWord(shifts, spread)
+            with self.speaking({word: learnt.shifts}):
+                yield learnt
         finally:
             self._learning = False
 
@@ -220,8 +212,7 @@ class DiffusersHost:
         modules = dict(self.unet.named_modules()) if plan.modules else {}
         check_modules(plan, modules)
         with ExitStack() as undo:
-            for adapter in stack:
-                undo.enter_context(self.speaking(adapter.words))
+            undo.enter_context(self.speaking(together(adapter.words for adapter in stack)))
             if plan.acts:
                 handle = self.unet.register_forward_pre_hook(
                     lambda _, args, kwargs: state.begin(self, [observer] * len(stack), *args, **kwargs),
@@ -267,43 +258,6 @@ def list_attentions(unet: nn.Module) -> list[tuple[Layer, Attention, nn.Module]]
     if not found:
         raise ValueError("This UNet has no transformer blocks for a sparse dictionary to act on.")
     return found
-
-
-class Reader(NamedTuple):
-    """A text encoder with what it reads."""
-
-    tokenizer: PreTrainedTokenizer
-    encoder: nn.Module
-    embedding: nn.Module
-    """Token to (width,)."""
-
-    @property
-    def width(self) -> int:
-        """Of an embedding."""
-        return self.embedding.weight.shape[1]
-
-    def tokens(self, text: str) -> list[int]:
-        """Their numbers, without start, end and padding."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
-
-
-class _Shifting:
-    """Adds to the embeddings of a word's tokens wherever they stand: a forward hook."""
-
-    def __init__(self, word: Sequence[int], shift: Tensor) -> None:
-        self.word, self.shift = word, shift
-
-    def __call__(self, _: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        places = [
-            (row, start + i, i)
-            for row, tokens in enumerate(args[0].tolist())
-            for start in occurrences(tokens, self.word)
-            for i in range(len(self.word))
-        ]
-        if not places:
-            return out
-        rows, tokens, parts = torch.tensor(places, device=out.device).T
-        return out.index_put((rows, tokens), self.shift.to(out)[parts], accumulate=True)
 
 
 class _State:

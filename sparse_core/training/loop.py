@@ -15,8 +15,9 @@ from torch import Tensor
 from ..analysis.importance import Measurement, measure, with_importance
 from ..dictionary import SparseDictionary
 from ..examples import Batch, Example, draw_batch
-from ..hosts.base import Host, OpenWord
+from ..hosts.base import Host
 from ..memory import is_out_of_memory
+from ..words import OpenWord
 from .learners import DictionaryLearner, Learner, WordLearner, rates
 from .objective import loss_weight, squared_error
 from .preview import Preview

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import comfy.sample
@@ -18,8 +19,11 @@ from world import assert_close, demo_model, noise_of, pack, random_model, text, 
 
 from sparse_core.controls import Conditioning, SparseAdapter
 from sparse_core.demo.model import bundled_path
+from sparse_core.examples import Example
 from sparse_core.files import load_dictionary
 from sparse_core.hosts.comfyui import ComfyHost, Condition, apply_adapter, examples_of, invert_latent, list_layers
+from sparse_core.training import TrainingSettings
+from sparse_core.training import train as train_dictionary
 
 AT = torch.tensor([0.3])
 
@@ -177,6 +181,22 @@ def test_copies_of_the_first_picture_have_its_masks_and_its_recording() -> None:
     assert not torch.allclose(first, second, atol=1e-2)
     for copy in copies:
         assert_close(copy, first, 1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------ checkpointing
+
+
+def test_checkpointing_learns_what_training_without_it_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    settings = TrainingSettings(steps=3, batch=2, atoms=2, threshold=0.5)
+    learnt = []
+    for checkpointing in (False, True):
+        with torch.inference_mode():
+            host = ComfyHost(random_model())
+            examples = [Example(torch.randn(4, 16, 16, generator=generator.manual_seed(n)), text(n)) for n in range(3)]
+            learnt.append(train_dictionary(host, examples, replace(settings, checkpointing=checkpointing)))
+    plain, checkpointed = (torch.cat([a.directions.flatten() for a in d.sites.values()]) for d in learnt)
+    assert plain.any() and torch.equal(plain, checkpointed)
 
 
 # ----------------------------------------------------------------------------------------------------- dynamic memory

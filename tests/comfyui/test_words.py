@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from copy import copy
+from copy import copy, deepcopy
 from functools import cache
 from types import SimpleNamespace
 
 import comfy.sd
+import comfy.sdxl_clip
 import prompts
 import pytest
 import torch
 from client import Graph, Node
+from comfy_extras.nodes_clip_sdxl import CLIPTextEncodeSDXL
 from conftest import Server
 from diffusers import StableDiffusionPipeline
 from test_host import DynamicStandIn
-from test_trigger import TwoEncoders
 from torch import Tensor
 from world import assert_close, demo_model, pack
 
-from nodes import ConditioningConcat, ConditioningZeroOut
+from nodes import CLIPSetLastLayer, ConditioningConcat, ConditioningZeroOut
 from sparse_core.demo.model import bundled_path, load_pipeline
 from sparse_core.files import load_dictionary
 from sparse_core.hosts.base import Host
-from sparse_core.hosts.comfyui import HEARD, PROMPT, ComfyHost, listen, pupil_of, speak, teach, token_names
+from sparse_core.hosts.comfyui import (
+    HEARD,
+    PROMPT,
+    ComfyHost,
+    LearningClip,
+    Prompt,
+    listen,
+    pupil_of,
+    speak,
+    teach,
+    token_names,
+)
 from sparse_core.hosts.diffusers import DiffusersHost
 from sparse_core.words import Words
 
@@ -84,17 +96,40 @@ def test_words_of_several_dictionaries_are_read_together_and_shifts_of_one_word_
     both = speak(speak(clip(), one), other)
     assert torch.equal(read(both, "a zib"), read(speak(clip(), one), "a zib"))
     assert torch.equal(read(both, "a moko"), read(speak(clip(), other), "a moko"))
-    twice = speak(speak(clip(), one), one)
-    assert_close(read(twice, "a zib"), read(speak(clip(), {"zib": {WIDTH: 2 * one["zib"][WIDTH]}}), "a zib"))
+    more = {"zib": shift(seed=3)}
+    summed = {"zib": {WIDTH: one["zib"][WIDTH] + more["zib"][WIDTH]}}
+    assert_close(read(speak(speak(clip(), one), more), "a zib"), read(speak(clip(), summed), "a zib"))
 
 
-def test_one_word_within_another_is_read_with_both() -> None:
-    both = speak(speak(clip(), {"red boat": shift(2)}), {"boat": shift(seed=3)})
-    tokens = both.tokenize("a red boat")["l"][0]
-    rows = [pair[0]["data"] for pair in tokens if isinstance(pair[0], dict)]
-    boat = clip().tokenize("boat")["l"][0][1][0]
-    expected = both.embeddings("l")[boat] + shift(2)[WIDTH][1] + shift(seed=3)[WIDTH][0]
-    assert_close(rows[1], expected)
+def test_one_word_within_another_is_read_with_both(pipeline: StableDiffusionPipeline) -> None:
+    words = {"red boat": shift(2), "boat": shift(seed=3)}
+    host = DiffusersHost(pipeline)
+    with host.speaking(words):
+        expected = host.encode_prompt("a red boat").text
+    both = speak(speak(clip(), {"red boat": words["red boat"]}), {"boat": words["boat"]})
+    assert_close(read(both, "a red boat")[:, : expected.shape[1]], expected)
+
+
+def test_one_dictionary_in_two_regions_teaches_its_word_once() -> None:
+    once, twice = speak(clip(), {"zib": shift()}), speak(speak(clip(), {"zib": shift()}), {"zib": shift()})
+    assert torch.equal(read(once, "a zib"), read(twice, "a zib"))
+
+
+def test_a_word_is_read_by_the_weights_that_a_clip_has_when_it_encodes() -> None:
+    """ComfyUI puts patches into the weights when it loads a CLIP, and takes them out for another."""
+    merged = clip().clone()
+    key = "clip_l.transformer.text_model.embeddings.token_embedding.weight"
+    merged.add_patches({key: ("diff", (torch.randn(merged.patcher.model_state_dict()[key].shape),))})
+    expected = read(merged, "a zib")
+    read(clip(), "a zib")
+    assert torch.equal(read(speak(merged, {"zib": {WIDTH: torch.zeros(1, WIDTH)}}), "a zib"), expected)
+    read(clip(), "a zib")
+
+
+def test_a_clip_that_is_asked_without_notes_reads_the_word_too() -> None:
+    speaker = speak(clip(), {"zib": shift()})
+    assert torch.equal(speaker.encode_from_tokens(speaker.tokenize("a zib")), read(speaker, "a zib"))
+    assert torch.equal(speaker.encode("a zib"), read(speaker, "a zib"))
 
 
 def test_no_taught_word_leaves_the_clip_as_it_is() -> None:
@@ -104,8 +139,11 @@ def test_no_taught_word_leaves_the_clip_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ({"zib": {768: torch.zeros(1, 768)}}, "1 tokens of width 768; this CLIP has 1 tokens of width 128"),
-        ({"zib": shift(2)}, "2 tokens of width 128; this CLIP has 1 tokens of width 128"),
+        (
+            {"zib": {768: torch.zeros(1, 768)}},
+            "1 tokens of width 768; these text encoders read it as 1 tokens of width 128",
+        ),
+        ({"zib": shift(2)}, "2 tokens of width 128; these text encoders read it as 1 tokens of width 128"),
     ],
 )
 def test_a_word_of_other_text_encoders_is_refused(words: Words, told: str) -> None:
@@ -118,31 +156,6 @@ def test_text_encoders_of_other_kinds_are_refused_in_words() -> None:
     other.cond_stage_model = torch.nn.Module()
     with pytest.raises(ValueError, match=r"SD1.x, SD2.x and SDXL; this CLIP has another, l"):
         speak(other, {"zib": shift()})
-
-
-class EmbeddingTable(torch.nn.Module):
-    """A text encoder as far as words are looked up in it."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.table = torch.nn.Embedding(49408, width).requires_grad_(False)
-        self.transformer = SimpleNamespace(get_input_embeddings=lambda: self.table)
-
-
-def test_both_encoders_of_sdxl_read_the_word_each_by_its_own_shift() -> None:
-    sdxl, shifts = TwoEncoders(), {12: torch.ones(1, 12), 8: 2 * torch.ones(1, 8)}
-    sdxl.cond_stage_model = SimpleNamespace(clip_l=EmbeddingTable(12), clip_g=EmbeddingTable(8))
-    speaker = speak(sdxl, {"robot": shifts})
-    for encoder, width in (("l", 12), ("g", 8)):
-        plain, taught = (one.tokenize("a robot")[encoder][0] for one in (sdxl, speaker))
-        replaced = [i for i, pair in enumerate(taught) if isinstance(pair[0], dict)]
-        assert replaced == [2] and taught[:2] == plain[:2] and taught[3:] == plain[3:]
-        expected = getattr(sdxl.cond_stage_model, f"clip_{encoder}").table.weight[plain[2][0]] + shifts[width][0]
-        assert torch.equal(taught[2][0]["data"], expected)
-    with pytest.raises(
-        ValueError, match="1 tokens of width 8; this CLIP has 1 tokens of width 8 and 1 tokens of width 12"
-    ):
-        speak(sdxl, {"robot": {8: shifts[8]}})
 
 
 def test_a_trigger_hears_a_taught_word_whichever_comes_first() -> None:
@@ -205,21 +218,117 @@ def test_what_other_nodes_made_of_a_prompt_stays_while_its_word_is_learnt() -> N
         assert host.stack_conditions([joined(naming, said(pupil, "at night"))]).cross_attention.shape[1] == 64
 
 
-def test_a_clip_is_taken_out_of_dynamic_memory_too() -> None:
-    there = copy(clip())
+def test_a_clip_is_taken_out_of_dynamic_memory_too_and_leaves_nothing_behind() -> None:
+    there, other = copy(clip()), pack().nodes.demo.load_clip(bundled_path())
     there.patcher = DynamicStandIn(clip().patcher.model, clip().patcher.load_device, clip().patcher.offload_device)
+    there.patcher.partially_load = clip().patcher.partially_load
     pupil = teach(there, "zib")
+    host = ComfyHost(demo_model(), pupil)
+    with pytest.raises(ValueError, match="This CLIP sits in ComfyUI's dynamic memory"), host.learning("zib"):
+        pass
+    pupil.patcher.cached_patcher_init = (lambda disable_dynamic: other.patcher, ())
+    with torch.inference_mode():
+        tokens = pupil.tokenize("a zib")
+        caption = [[read(clip(), "a zib"), {PROMPT: None}]]
+        caption[0][1][PROMPT] = Prompt(pupil, tokens, caption[0][0])
+        with host.learning("zib") as word, host.trainable():
+            host.stack_conditions([caption]).cross_attention.sum().backward()
+    assert word.shifts[WIDTH].grad.any()
+    assert pupil.patcher.non_dynamic_delegate_model is None
+
+
+def test_words_that_the_clip_knows_already_are_read_once_while_another_is_learnt() -> None:
+    """Apply before Teach Word, or after it; and the same word once more."""
+    taught = {"zib": shift(), "moko": shift(seed=1)}
+    for pupil in (teach(speak(clip(), taught), "zib"), speak(teach(clip(), "zib"), taught)):
+        caption = said(pupil, "a zib beside a moko")
+        host = ComfyHost(demo_model(), pupil_of([caption]))
+        with host.learning("zib"), torch.no_grad():
+            assert torch.equal(host.stack_conditions([caption]).cross_attention, caption[0][0])
+
+
+def test_prompts_of_several_clips_are_refused() -> None:
+    pupil = teach(clip(), "zib")
+    (skipping,) = CLIPSetLastLayer().set_last_layer(pupil, -2)
+    captions = [said(one, "a zib") for one in (pupil, skipping)]
+    with pytest.raises(ValueError, match="'zib' come from several CLIPs"):
+        pupil_of(captions)
+    host = ComfyHost(demo_model(), pupil_of(captions[:1]))
+    with host.learning("zib"), pytest.raises(ValueError, match="'zib' come from several CLIPs"):
+        host.stack_conditions(captions[1:])
+
+
+def test_two_words_in_a_row_are_refused() -> None:
+    with pytest.raises(ValueError, match="is to learn 'zib' already"):
+        teach(teach(clip(), "zib"), "moko")
+    assert teach(teach(clip(), "zib"), "zib").learnt == "zib"
+
+
+def test_captions_that_have_lost_their_prompt_are_refused() -> None:
+    caption = deepcopy(said(teach(clip(), "zib"), "a zib"))
+    with pytest.raises(ValueError, match="by way of a file or a copy"):
+        pupil_of([caption])
+
+
+def test_a_host_without_a_pupil_learns_no_word() -> None:
     with (
-        pytest.raises(ValueError, match="This CLIP sits in ComfyUI's dynamic memory"),
-        ComfyHost(demo_model(), pupil).learning("zib"),
+        pytest.raises(ValueError, match="No CLIP came along to learn 'zib' with"),
+        ComfyHost(demo_model()).learning("zib"),
     ):
         pass
-    other = pack().nodes.demo.load_clip(bundled_path())
-    pupil.patcher.cached_patcher_init = (lambda disable_dynamic: other.patcher, ())
-    host, caption = ComfyHost(demo_model(), pupil), said(teach(clip(), "zib"), "a zib")
-    with torch.inference_mode(), host.learning("zib") as word, host.trainable():
-        host.stack_conditions([caption]).cross_attention.sum().backward()
-    assert word.shifts[WIDTH].grad.any()
+
+
+def test_a_text_of_several_pictures_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pupil, calls = teach(clip(), "zib"), []
+    host, caption, other = ComfyHost(demo_model(), pupil), said(pupil, "a zib"), said(pupil, "a big zib")
+    encode = LearningClip.encode_from_tokens
+    monkeypatch.setattr(LearningClip, "encode_from_tokens", lambda *a, **k: calls.append(1) or encode(*a, **k))
+    with host.learning("zib"):
+        assert len(host.stack_conditions([caption, other, caption, caption]).cross_attention) == 4
+    assert len(calls) == 2
+
+
+def tiny_sdxl(dtype: torch.dtype) -> comfy.sd.CLIP:
+    """SDXL's two text encoders, small and random."""
+
+    def sizes(width: int) -> dict[str, int]:
+        return {
+            "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 3, "num_attention_heads": 4
+        }  # fmt: skip
+
+    target = SimpleNamespace(params={}, clip=comfy.sdxl_clip.SDXLClipModel, tokenizer=comfy.sdxl_clip.SDXLTokenizer)
+    options = {"dtype": dtype, "clip_l_model_config": sizes(32), "clip_g_model_config": sizes(48)}
+    made, generator = comfy.sd.CLIP(target, model_options=options), torch.Generator().manual_seed(0)
+    for parameter in made.cond_stage_model.parameters():
+        parameter.data = (0.1 * torch.randn(parameter.shape, generator=generator)).to(dtype)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["single", "half"])
+def test_both_encoders_of_sdxl_learn_the_word(dtype: torch.dtype) -> None:
+    """Also behind CLIP Set Last Layer, with weights, in prompts of several chunks and of two texts."""
+    with torch.inference_mode():
+        pupil = teach(tiny_sdxl(dtype), "robot")
+        sizes = dict(width=64, height=64, crop_w=0, crop_h=0, target_width=64, target_height=64)
+        two = CLIPTextEncodeSDXL.execute(
+            clip=pupil, text_g="a robot", text_l="a robot in the (snow:1.3)", **sizes
+        ).args[0]
+        (skipping,) = CLIPSetLastLayer().set_last_layer(pupil, -3)
+        for caption in (two, said(skipping, "a (robot:1.2) " + "very " * 90 + "robot")):
+            host = ComfyHost(demo_model(), pupil_of([caption]))
+            with host.learning("robot") as word, host.trainable():
+                again = host.stack_conditions([caption])
+                assert torch.equal(again.cross_attention, caption[0][0])
+                assert torch.equal(again.options[0]["pooled_output"], caption[0][1]["pooled_output"])
+                (again.cross_attention.sin().sum() + again.options[0]["pooled_output"].sin().sum()).backward()
+            assert {width: bool(s.grad.any()) for width, s in word.shifts.items()} == {32: True, 48: True}
+            assert {p.dtype for p in pupil.cond_stage_model.clip_g.transformer.parameters()} == {dtype}
+    shifts = {width: 0.1 * torch.randn(1, width) for width in (32, 48)}
+    assert not torch.equal(read(speak(pupil, {"robot": shifts}), "a robot"), read(pupil, "a robot"))
+    with pytest.raises(
+        ValueError, match="1 tokens of width 32; these text encoders read it as 1 tokens of width 32 and"
+    ):
+        speak(pupil, {"robot": {32: shifts[32]}})
 
 
 def gradient(host: Host, conditions: list, text: str) -> Tensor:

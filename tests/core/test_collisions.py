@@ -131,3 +131,9 @@ def test_dictionaries_that_share_no_site_are_told_so(host: DiffusersHost) -> Non
     assert "no site in common" in found(host, *parts).report()
     with pytest.raises(ValueError, match="no prompts"):
         collisions(host, *parts, [], random_condition(1), SHAPE)
+
+
+def test_a_word_that_both_have_taught_is_told(host: DiffusersHost) -> None:
+    told = Collisions(("one", "two"), ({}, {}), {}, (), words=("zib",)).report()
+    assert "Both have taught the word 'zib'" in told
+    assert "taught the word" not in found(host, adapter(host, 1, "one"), adapter(host, 2, "two")).report()

@@ -43,7 +43,7 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def shifts_for(host: DiffusersHost, word: str = "zib", seed: int = 0) -> Words:
     generator = Generator().manual_seed(seed)
     return {
-        word: {r.width: torch.randn(len(r.tokens(word)), r.width, generator=generator) for r in host.readers}
+        word: {r.width: torch.randn(len(r.tokens), r.width, generator=generator) for r in host.read(word)}
     }  # fmt: skip
 
 
@@ -86,14 +86,14 @@ def test_a_taught_word_is_read_otherwise_and_other_prompts_to_the_bit_as_before(
 
 
 def test_what_is_added_is_the_shift_at_each_token_of_the_word(host: DiffusersHost) -> None:
-    shifts, reader = shifts_for(host, "red boat"), host.readers[0]
-    tokens = torch.tensor(
-        [reader.tokens("a red boat red boat and a red cat"), reader.tokens("a red cat a red cat a a red")]
-    )
-    plain = reader.embedding(tokens)
+    shifts, (tokenizer, encoder) = shifts_for(host, "red boat"), host.readers[0]
+    embedding = encoder.get_input_embeddings()
+    prompts = ["a red boat red boat and a red cat", "a red cat a red cat a a red"]
+    tokens = torch.tensor(tokenizer(prompts, add_special_tokens=False).input_ids)
+    plain = embedding(tokens)
     with host.speaking(shifts):
-        moved = reader.embedding(tokens) - plain
-    shift = shifts["red boat"][reader.width]
+        moved = embedding(tokens) - plain
+    shift = shifts["red boat"][embedding.weight.shape[1]]
     expected = torch.zeros_like(moved)
     expected[0, 1:3] = expected[0, 3:5] = shift
     torch.testing.assert_close(moved, expected)
@@ -113,7 +113,9 @@ def test_the_pipeline_reads_the_words_of_adapters_that_are_on_it(host: Diffusers
 
 def test_a_word_of_other_text_encoders_is_refused(host: DiffusersHost) -> None:
     shifts = {768: torch.zeros(1, 768)}
-    with pytest.raises(ValueError, match=r"'zib' was learnt as 1 tokens of width 768; this model reads 1 of width"):
+    with pytest.raises(
+        ValueError, match=r"'zib' was learnt as 1 tokens of width 768; these text encoders read it as 1 tokens of width"
+    ):
         host.speaking({"zib": shifts}).__enter__()
     with pytest.raises(ValueError, match=r"'red boat' was learnt as 1 tokens"):
         host.speaking({"red boat": shifts_for(host)["zib"]}).__enter__()
@@ -201,12 +203,30 @@ def test_combining_adds_words_up_by_weight() -> None:
     torch.testing.assert_close(words["moko"][6], 0.5 * ONE)
 
 
+def test_parts_of_one_dictionary_bring_its_word_once_whatever_comes_between() -> None:
+    whole = SparseAdapter(taught(zib=ONE))
+    parts = [SparseAdapter(extract(whole, parse_selection(which))) for which in ("attn1", "attn2")]
+    torch.testing.assert_close(combine(parts, [0.5, 1.0]).words["zib"][6], ONE)
+    other = SparseAdapter(taught(seed=1, zib=OTHER))
+    torch.testing.assert_close(combine([parts[0], other, parts[1]]).words["zib"][6], ONE + OTHER)
+
+
+def test_one_dictionary_in_two_regions_teaches_its_word_once(host: DiffusersHost) -> None:
+    adapter = SparseAdapter(replace(random_dictionary(host.layers), words=shifts_for(host)))
+    halves = [adapter.with_controls(Mask(mask)) for mask in (torch.eye(4), 1 - torch.eye(4))]
+    with host.patched([adapter]):
+        expected = host.encode_prompt("a zib").text
+    with host.patched(halves):
+        assert torch.equal(host.encode_prompt("a zib").text, expected)
+
+
 def test_interpolating_goes_from_one_meaning_to_the_other() -> None:
     one, other = SparseAdapter(taught(zib=ONE)), SparseAdapter(taught(zib=OTHER, moko=ONE))
     words = interpolate(one, other, 0.25).words
     torch.testing.assert_close(words["zib"][6], 0.75 * ONE + 0.25 * OTHER)
     torch.testing.assert_close(words["moko"][6], 0.25 * ONE)
     assert interpolate(one, other, 0).words.keys() == {"zib"}
+    torch.testing.assert_close(interpolate(one, one, 0.25).words["zib"][6], ONE)
 
 
 def test_an_extracted_part_reads_the_word_as_the_whole_does() -> None:
@@ -241,7 +261,7 @@ def same_words(one: SparseDictionary, other: SparseDictionary) -> bool:
 def test_training_learns_the_word_beside_the_atoms(host: DiffusersHost) -> None:
     learnt = train(host, lessons(host), WORD_QUICK, word="zib")
     assert {width: tuple(shift.shape) for width, shift in learnt.words["zib"].items()} == {
-        reader.width: (1, reader.width) for reader in host.readers
+        reading.width: (1, reading.width) for reading in host.read("zib")
     }
     assert all(shift.any() and not shift.requires_grad for shift in learnt.words["zib"].values())
     assert any(atoms.directions.any() for atoms in learnt.sites.values())
@@ -262,9 +282,9 @@ def test_a_step_of_the_word_is_in_the_scale_of_the_models_words(host: DiffusersH
     """The first step of Adam moves every value by the rate, whatever the gradient."""
     settings = TrainingSettings(steps=1, batch=2, word_rate=0.25, warm_up=0.0)
     (shifts,) = train(host, lessons(host), settings, word="zib").words.values()
-    for reader in host.readers:
-        spread = float(reader.embedding.weight.square().mean().sqrt())
-        torch.testing.assert_close(shifts[reader.width].abs().mean(), torch.tensor(0.25 * spread), rtol=1e-2, atol=0)
+    for reading in host.read("zib"):
+        spread = float(reading.embedding.weight.square().mean().sqrt())
+        torch.testing.assert_close(shifts[reading.width].abs().mean(), torch.tensor(0.25 * spread), rtol=1e-2, atol=0)
 
 
 def test_a_word_of_several_tokens_learns_each(host: DiffusersHost) -> None:
@@ -362,6 +382,16 @@ def test_a_learnt_word_lowers_the_loss_by_itself(host: DiffusersHost) -> None:
         while not trainer.finished:
             trainer.advance()
         assert trainer.check() < before
+
+
+def test_a_caption_names_a_word_as_far_as_it_is_read(host: DiffusersHost) -> None:
+    host.check_named("zib", ["a cat", "a big zib"])
+    length = min(tokenizer.model_max_length for tokenizer, _ in host.readers)
+    for captions in (["a cat", "zibs"], ["a " * length + "zib"]):
+        with pytest.raises(
+            ValueError, match=f"'zib' stands in none of the captions, such as .*{length} tokens are read"
+        ):
+            host.check_named("zib", captions)
 
 
 def test_a_word_that_is_nothing_to_the_model_is_refused(host: DiffusersHost) -> None:
