@@ -10,7 +10,7 @@ import latent_preview
 import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.files import save_dictionary
@@ -411,9 +411,12 @@ class TrainSparseDictionary(io.ComfyNode):
             preview=picture,
             autosave=state,
         )
-        if dictionary.metadata["training"]["finished"]:
+        record = dictionary.metadata["training"]
+        if record["finished"]:
             state.unlink(missing_ok=True)
         else:
             UNFINISHED[name[0]] += 1
             save_dictionary(dictionary, folders.free_path(f"{folders.plain(name[0])}_cancelled"))
-        return io.NodeOutput(SparseAdapter(dictionary), {"loss": losses})
+        words = f"learnt with the word {word!r}" if dictionary.words else "learnt without a word"
+        said = f"{len(dictionary)} atoms, {words}, in {record['steps_done']} steps; loss {record['final_loss']:.4f}"
+        return io.NodeOutput(SparseAdapter(dictionary), {"loss": losses}, ui=ui.PreviewText(said))

@@ -103,7 +103,7 @@ def test_train_save_load_apply_gives_a_picture_that_shows_what_was_learnt(server
 
     history = server.client.history(result.prompt)
     assert history["status"]["status_str"] == "success"
-    assert set(history["outputs"]) == {saved, *shown.values()}
+    assert set(history["outputs"]) == {trained, saved, *shown.values()}
 
     file = server.dictionaries / "friends" / "whole_way_00001_.safetensors"
     assert load_dictionary(file).metadata["training"]["steps_done"] == 6

@@ -386,6 +386,7 @@ def test_a_trained_word_comes_with_the_file_and_changes_the_picture_where_a_clip
     kept.append(prompts.keep(graph, prompts.sample(graph, demo[0], demo, positive=positive[0])))
     result = server.client.run(graph)
     assert not result.error
+    assert "atoms, learnt with the word 'zib', in 6 steps" in result.outputs[trained]["text"][0]
     full, atoms_alone, off, off_too, plain = (server.client.latents(result, node) for node in kept)
     assert not torch.equal(full, atoms_alone) and not torch.equal(atoms_alone, plain)
     assert torch.equal(off, plain) and torch.equal(off_too, plain)
