@@ -6,7 +6,7 @@ import gc
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -24,6 +24,7 @@ from sparse_core.controls import Mask, SparseAdapter
 from sparse_core.dictionary import SparseDictionary
 from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.training import Example, TrainingSettings, train
+from sparse_core.words import times
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -104,17 +105,18 @@ class World:
         return graph.add("CheckpointLoaderSimple", ckpt_name=self.checkpoint.name)
 
     def training(self, graph: Graph, loader: Node, **given: Any) -> Node:
-        """A short training on one plain picture."""
+        """A short training on one plain picture, with its word."""
         picture = self.add(graph, "EmptyImage", width=SIDE, height=SIDE, color=0x3366CC)
         latents = graph.add("VAEEncode", pixels=picture[0], vae=loader[2])
-        caption = graph.add("CLIPTextEncode", text="a robot", clip=loader[1])
+        pupil = graph.add("SparseAtoms_TeachWord", clip=loader[1], word="robot")
+        caption = graph.add("CLIPTextEncode", text="a robot", clip=pupil[0])
         small = {"steps": 2, "batch": 1, "atoms": 4, "threshold": 0.2}
         connected = {"model": loader[0], "latents": latents[0], "captions": caption[0]}
         return self.add(graph, "SparseAtoms_Train", **{**connected, **small, **given})
 
-    def sampling(self, graph: Graph, model: list, loader: Node) -> Node:
-        """Two steps; returns the node that keeps the latents."""
-        positive = graph.add("CLIPTextEncode", text="a robot on a beach", clip=loader[1])
+    def sampling(self, graph: Graph, model: list, loader: Node, clip: list | None = None) -> Node:
+        """Two steps; returns the node that keeps the latents. ``clip`` reads the prompt in the loader's place."""
+        positive = graph.add("CLIPTextEncode", text="a robot on a beach", clip=clip or loader[1])
         negative = graph.add("CLIPTextEncode", text="", clip=loader[1])
         empty = graph.add("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)
         sampler = self.add(
@@ -172,6 +174,32 @@ def test_training_learns_at_every_site(trained: Path) -> None:
     assert len(dictionary.sites) == 4 * len(dictionary.layers)
     learnt = [bool(atoms.directions.any()) for atoms in dictionary.sites.values()]
     assert sum(learnt) > 0.98 * len(learnt)
+
+
+def test_training_learns_the_word_in_every_text_encoder(world: World, trained: Path) -> None:
+    widths = {"sd15": {768}, "sdxl": {768, 1280}}[world.case.kind]
+    (shifts,) = load_dictionary(trained).words.values()
+    assert shifts.keys() == widths
+    assert all(len(shift) == 1 and shift.any() and shift.isfinite().all() for shift in shifts.values())
+
+
+def test_a_word_is_read_as_it_was_taught(world: World, trained: Path) -> None:
+    strong = replace(load_dictionary(trained), words=times(load_dictionary(trained).words, 20))
+    save_dictionary(strong, world.server.place("strong.safetensors"))
+    graph = Graph()
+    loader = world.loaded(graph)
+    dictionary = graph.add("SparseAtoms_Load", name="strong.safetensors")
+    muted = graph.add("SparseAtoms_Weights", dictionary=dictionary[0], lines="mute attn1 | attn2")
+    kept = [world.sampling(graph, loader[0], loader)]
+    for chosen, strength in ((muted, 1.0), (dictionary, 0.0)):
+        applied = world.add(
+            graph, "SparseAtoms_Apply", model=loader[0], dictionary=chosen[0], strength=strength, clip=loader[1]
+        )
+        kept.append(world.sampling(graph, applied[0], loader, applied[1]))
+    result = world.run("read a taught word, sample 2 steps, three ways", graph)
+    plain, taught, off = (world.server.client.latents(result, node) for node in kept)
+    assert torch.isfinite(taught).all() and not torch.equal(taught, plain)
+    assert torch.equal(off, plain)
 
 
 def test_cancelling_keeps_what_was_learnt(world: World) -> None:
@@ -288,14 +316,17 @@ def test_dictionary_moves_from_diffusers_to_comfyui(world: World, pipeline: Any)
     autocast = pipeline.unet.dtype != torch.float32
     settings = TrainingSettings(steps=2, batch=1, atoms=4, threshold=1.0, autocast=autocast)
     with recorded(str(world.case), "diffusers: train 2 steps"):
-        dictionary = train(host, [example], settings)
+        dictionary = train(host, [example], settings, word="robot")
+    assert all(shift.any() for shift in dictionary.words["robot"].values())
     save_dictionary(dictionary, world.server.place("moved.safetensors"))
 
     graph = Graph()
     loader = world.loaded(graph)
     loaded = graph.add("SparseAtoms_Load", name="moved.safetensors")
-    applied = world.add(graph, "SparseAtoms_Apply", model=loader[0], dictionary=loaded[0], strength=5.0)
-    kept = [world.sampling(graph, model, loader) for model in (loader[0], applied[0])]
+    applied = world.add(graph, "SparseAtoms_Apply", model=loader[0], dictionary=loaded[0], strength=5.0, clip=loader[1])
+    kept = [
+        world.sampling(graph, model, loader, clip) for model, clip in ((loader[0], loader[1]), (applied[0], applied[1]))
+    ]
     result = world.run("sample 2 steps, two ways", graph)
     plain, moved = (world.server.client.latents(result, node) for node in kept)
     assert torch.isfinite(moved).all() and not torch.equal(moved, plain)
