@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.sd
 from comfy.hooks import HookGroup
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..sparse_core.controls import SparseAdapter
 from ..sparse_core.hosts.comfyui import apply_adapter, hook_adapter, speak
@@ -55,7 +55,12 @@ class ApplySparseDictionary(io.ComfyNode):
         cls, model: ModelPatcher, dictionary: SparseAdapter, strength: float, clip: comfy.sd.CLIP | None = None
     ) -> io.NodeOutput:
         adapter = dictionary.at_strength(strength)
-        return io.NodeOutput(apply_adapter(model, adapter), None if clip is None else speak(clip, adapter.words))
+        applied, words = apply_adapter(model, adapter), adapter.words
+        if clip is not None:
+            return io.NodeOutput(applied, speak(clip, words))
+        unheard = " and ".join(map(repr, words))
+        hint = f"It was taught the word {unheard}: connect a CLIP, and encode the prompt with the one that comes out."
+        return io.NodeOutput(applied, None, ui=ui.PreviewText(hint) if words else None)
 
 
 class SparseDictionaryHook(io.ComfyNode):

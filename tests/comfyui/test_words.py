@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy, deepcopy
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -15,13 +16,14 @@ from client import Graph, Node
 from comfy_extras.nodes_clip_sdxl import CLIPTextEncodeSDXL
 from conftest import Server
 from diffusers import StableDiffusionPipeline
+from factories import random_dictionary
 from test_host import DynamicStandIn
 from torch import Tensor
-from world import assert_close, demo_model, pack
+from world import assert_close, demo_layers, demo_model, pack
 
 from nodes import CLIPSetLastLayer, ConditioningConcat, ConditioningZeroOut
 from sparse_core.demo.model import bundled_path, load_pipeline
-from sparse_core.files import load_dictionary
+from sparse_core.files import load_dictionary, save_dictionary
 from sparse_core.hosts.base import Host
 from sparse_core.hosts.comfyui import (
     HEARD,
@@ -376,16 +378,18 @@ def test_a_trained_word_comes_with_the_file_and_changes_the_picture_where_a_clip
     demo = prompts.demo(graph)
     trained = taught(graph, demo, steps=6)
     graph.add("SparseAtoms_Save", dictionary=trained[0], filename_prefix="word")
-    kept = []
+    kept, applied = [], []
     for strength in (1.0, 0.0):
-        applied = graph.add("SparseAtoms_Apply", model=demo[0], dictionary=trained[0], strength=strength, clip=demo[1])
-        for reader in (applied[1], demo[1]):
+        there = graph.add("SparseAtoms_Apply", model=demo[0], dictionary=trained[0], strength=strength, clip=demo[1])
+        applied.append(there)
+        for reader in (there[1], demo[1]):
             positive = graph.add("CLIPTextEncode", text="a zib on the left", clip=reader)
-            kept.append(prompts.keep(graph, prompts.sample(graph, applied[0], demo, positive=positive[0])))
+            kept.append(prompts.keep(graph, prompts.sample(graph, there[0], demo, positive=positive[0])))
     positive = graph.add("CLIPTextEncode", text="a zib on the left", clip=demo[1])
     kept.append(prompts.keep(graph, prompts.sample(graph, demo[0], demo, positive=positive[0])))
     result = server.client.run(graph)
     assert not result.error
+    assert all("text" not in result.outputs.get(node, {}) for node in applied)
     assert "atoms, learnt with the word 'zib', in 6 steps" in result.outputs[trained]["text"][0]
     full, atoms_alone, off, off_too, plain = (server.client.latents(result, node) for node in kept)
     assert not torch.equal(full, atoms_alone) and not torch.equal(atoms_alone, plain)
@@ -394,6 +398,24 @@ def test_a_trained_word_comes_with_the_file_and_changes_the_picture_where_a_clip
     dictionary = load_dictionary(path)
     assert list(dictionary.words) == ["zib"] and dictionary.words["zib"][WIDTH].any()
     assert dictionary.metadata["modelspec.trigger_phrase"] == "zib"
+
+
+def test_an_applied_word_that_no_clip_hears_is_told_of(server: Server) -> None:
+    save_dictionary(
+        replace(random_dictionary(demo_layers()), words={"zib": shift()}), server.place("heard.safetensors")
+    )
+    graph = Graph()
+    demo, loaded = prompts.demo(graph), graph.add("SparseAtoms_Load", name="heard.safetensors")
+    applied = [
+        graph.add("SparseAtoms_Apply", model=demo[0], dictionary=loaded[0], strength=strength, **options)
+        for strength, options in ((1.0, {}), (0.0, {}), (1.0, {"clip": demo[1]}))
+    ]
+    for one in applied:
+        prompts.keep(graph, prompts.sample(graph, one[0], demo))
+    result = server.client.run(graph)
+    assert not result.error
+    deaf, *others = (result.outputs.get(one, {}).get("text", []) for one in applied)
+    assert "taught the word 'zib': connect a CLIP" in deaf[0] and others == [[], []]
 
 
 def test_a_training_with_a_word_that_was_cancelled_goes_on_as_if_it_had_not_been(server: Server) -> None:
