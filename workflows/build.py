@@ -35,8 +35,8 @@ FOLDER = Path(__file__).parent
 def first_picture(w: Workflow) -> Node:
     demo = w("SparseAtoms_DemoModel")
     robot = w("SparseAtoms_Load", name="robot.safetensors")
-    model = w("SparseAtoms_Apply", model=demo[0], dictionary=robot[0], strength=1.0)
-    return saved(w, sampled(w, model[0], demo, "a big robot on the left in the snow")[0])
+    model = w("SparseAtoms_Apply", model=demo[0], dictionary=robot[0], strength=1.0, clip=demo[1])
+    return saved(w, sampled(w, model[0], demo, "a big robot on the left in the snow", clip=model[1])[0])
 
 
 @workflow(
