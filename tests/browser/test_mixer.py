@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from desk import MIXER, REPOSITORY, SOON, Desk, changed, few_steps
-from playwright.sync_api import Locator, Route, expect
+from playwright.sync_api import Locator, Route, TimeoutError, expect
 
 from sparse_core.dictionary import SparseDictionary
 from sparse_core.files import load_dictionary, save_dictionary
@@ -233,7 +233,7 @@ def test_a_panel_without_atoms_takes_the_dictionary_of_pasted_lines(mixer: Desk,
     expect(mixer.panel.locator(".sa-banner")).to_contain_text("Run once")
     mixer.page.evaluate(f"navigator.clipboard.writeText('# dictionary {HASH}\\nL0.q[0] = 2')")
     mixer.panel.get_by_role("button", name="Paste").click()
-    expect(mixer.panel.locator(".sa-status")).to_have_text("1 lines pasted.")
+    expect(mixer.panel.locator(".sa-status")).to_have_text("1 line pasted.")
     assert lines(mixer) == [f"# dictionary {HASH}", "L0.q[0] = 2"]
     mixer.page.evaluate(f"navigator.clipboard.writeText('# dictionary {OTHER_HASH}\\nL0.q[1] = 2')")
     mixer.panel.get_by_role("button", name="Paste").click()
@@ -312,6 +312,7 @@ def test_lines_from_a_link_are_said_to_be_so(mixer: Desk, workflow: dict[str, An
     assert knobs.evaluate_all("knobs => knobs.length > 20 && knobs.every(knob => knob.disabled)")
     before = mixer.text
     mixer.panel.get_by_role("button", name="Copy").click()
+    expect(mixer.panel.locator(".sa-status")).to_have_text("1 line copied.")  # the browser's clipboard takes its time
     mixer.panel.get_by_role("button", name="Copy").press("Control+v")
     expect(mixer.panel.locator(".sa-status")).to_contain_text("come from a link")
     assert mixer.text == before
@@ -718,10 +719,18 @@ def test_a_mixer_in_a_subgraph_keeps_its_atoms_and_lines(mixer: Desk, workflow: 
 
 
 def enter(mixer: Desk, vue: bool) -> None:
-    """Opens the only subgraph, as a click does."""
-    if vue:
-        mixer.page.get_by_text("Enter Subgraph").click()
-    else:
-        kind = mixer.page.evaluate("app.graph.nodes.find(node => node.subgraph).comfyClass")
-        x, y = mixer.title(kind)
-        mixer.page.mouse.dblclick(x - 60, y + 25)
+    """Opens the only subgraph, as a click does. On the canvas, which may not have drawn it yet, it is tried until it takes."""
+    inside = "app.canvas.graph !== app.rootGraph"
+    for _ in range(10):
+        if vue:
+            mixer.page.get_by_text("Enter Subgraph").click()
+        else:
+            kind = mixer.page.evaluate("app.graph.nodes.find(node => node.subgraph).comfyClass")
+            x, y = mixer.title(kind)
+            mixer.page.mouse.dblclick(x - 60, y + 25)
+        try:
+            mixer.page.wait_for_function(inside, timeout=5000)
+        except TimeoutError:
+            continue
+        return
+    raise AssertionError("The subgraph does not open.")

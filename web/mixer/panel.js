@@ -135,7 +135,7 @@ export class Panel {
 
   async copy() {
     const done = await copyText(mixes.copied(this.mix));
-    this.say(done ? `${this.mix.lines.length} lines copied.` : "The browser does not allow copying. Use Text.");
+    this.say(done ? `${lines(this.mix.lines.length)} copied.` : "The browser does not allow copying. Use Text.");
   }
 
   async paste() {
@@ -152,7 +152,7 @@ export class Panel {
     else if (mixes.isStale(pasted, this.hash || this.mix.hash)) this.say("These lines were copied from another dictionary, whose atoms draw something else.");
     else {
       this.change(mixes.paste(this.mix, text));
-      this.say(`${pasted.lines.length} lines pasted.`);
+      this.say(`${lines(pasted.lines.length)} pasted.`);
     }
   }
 
@@ -345,9 +345,13 @@ export class Panel {
     if (event.type === "paste") this.pasteLines(event.clipboardData.getData("text/plain"));
     else {
       event.clipboardData.setData("text/plain", mixes.copied(this.mix));
-      this.say(`${this.mix.lines.length} lines copied.`);
+      this.say(`${lines(this.mix.lines.length)} copied.`);
     }
   }
+}
+
+function lines(count) {
+  return count === 1 ? "1 line" : `${count} lines`;
 }
 
 function strips(count) {
