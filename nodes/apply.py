@@ -56,11 +56,14 @@ class ApplySparseDictionary(io.ComfyNode):
     ) -> io.NodeOutput:
         adapter = dictionary.at_strength(strength)
         applied, words = apply_adapter(model, adapter), adapter.words
-        if clip is not None:
-            return io.NodeOutput(applied, speak(clip, words))
-        unheard = " and ".join(map(repr, words))
-        hint = f"It was taught the word {unheard}: connect a CLIP, and encode the prompt with the one that comes out."
-        return io.NodeOutput(applied, None, ui=ui.PreviewText(hint) if words else None)
+        if not words:
+            return io.NodeOutput(applied, clip)
+        named = " and ".join(map(repr, words))
+        if clip is None:
+            said = f"It was taught the word {named}: connect a CLIP, and encode the prompt with the one that comes out."
+            return io.NodeOutput(applied, None, ui=ui.PreviewText(said))
+        said = f"Prompts through the CLIP that comes out read {named} as it was taught."
+        return io.NodeOutput(applied, speak(clip, words), ui=ui.PreviewText(said))
 
 
 class SparseDictionaryHook(io.ComfyNode):

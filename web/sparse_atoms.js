@@ -20,6 +20,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass === MIXER) attach(node, app, api);
     if (node.comfyClass === LOAD) addBrowse(node);
+    if (node.comfyClass?.startsWith("SparseAtoms_") && !node.outputs?.some((output) => output.type === "STRING")) showText(node);
   },
 });
 
@@ -34,4 +35,14 @@ function addBrowse(node) {
   const widget = node.addWidget("button", "browse", null, () => browse(api, name.value, pick), { serialize: false });
   widget.label = "Pick by picture";
   widget.serialize = false;
+}
+
+/** Shows on a node what a run said of it, where no output hands that on. The front end does so for what is said during a run. */
+function showText(node) {
+  const before = node.onExecuted;
+  node.onExecuted = function (output) {
+    before?.call(this, output);
+    const text = output?.text?.join("\n");
+    if (text) api.dispatchEvent(new CustomEvent("progress_text", { detail: { nodeId: String(node.id), text } }));
+  };
 }

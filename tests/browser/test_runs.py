@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from desk import MIXER, REPOSITORY, Desk, changed
+import torch
+from desk import MIXER, REPOSITORY, Desk, changed, few_steps
 from playwright.sync_api import expect
 
-from sparse_core.files import load_dictionary
+from sparse_core.files import load_dictionary, save_dictionary
 
-HASH = load_dictionary(REPOSITORY / "sparse_core" / "demo" / "dictionaries" / "robot.safetensors").atoms_hash
+ROBOT = REPOSITORY / "sparse_core" / "demo" / "dictionaries" / "robot.safetensors"
+HASH = load_dictionary(ROBOT).atoms_hash
 STRONGEST = "L15.o[14]"
 WEAKEST = "L0.k[11]"
 OTHER_HASH = "0" * 16
@@ -146,3 +150,14 @@ def test_what_runs_in_another_workflow_leaves_the_panel_alone(mixer: Desk, workf
     expect(mixer.strip(STRONGEST)).to_be_visible()
     mixer.page.evaluate(FAIL, [path, "L0.q[1] picks no atom"])
     expect(banner).to_contain_text("picks no atom")
+
+
+def test_what_apply_says_of_a_taught_word_stands_on_its_node(mixer: Desk, workflow: dict[str, Any], base: Path) -> None:
+    taught = replace(load_dictionary(ROBOT), words={"robot": {128: torch.full((1, 128), 0.01)}})
+    save_dictionary(taught, base / "models" / "sparse_dictionaries" / "taught.safetensors")
+    mixer.open()
+    mixer.load(changed(few_steps(workflow), "SparseAtoms_Load", "taught.safetensors"))
+    mixer.filled()
+    assert succeeds(mixer)
+    mixer.look_at("SparseAtoms_Apply", 0.8)
+    expect(mixer.page.get_by_text("It was taught the word 'robot': connect a CLIP").first).to_be_visible()

@@ -10,7 +10,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.patcher_extension
-import comfy.sampler_helpers
 import comfy.samplers
 import torch
 import torch.nn.functional as F
@@ -127,8 +126,11 @@ class ComfyHost:
             have a pooled text.
         """
         given = [entry for conditioning in conditions for entry in conditioning]
-        read = {id(entry): self._read(entry) for entry in {id(entry): entry for entry in given}.values()}
-        entries = [read[id(entry)] for entry in given]  # one text of several pictures is read once
+        read: dict[int, list] = {}  # one text of several pictures is read once
+        for entry in given:
+            if id(entry) not in read:
+                read[id(entry)] = self._read(entry)
+        entries = [read[id(entry)] for entry in given]
         for text, options in entries:
             found = [name for name in UNHEEDED if name in options]
             found += [name for name, whole in WHOLE_RANGE.items() if options.get(name, whole) != whole]
